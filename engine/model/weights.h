@@ -1,0 +1,43 @@
+// ModelWeights: every weight of the model on one rank's device.
+#pragma once
+
+#include <functional>
+#include <vector>
+
+#include "engine/model/model_config.h"
+#include "engine/model/safetensors.h"
+#include "kernels/backend.h"
+
+namespace shoal {
+
+/// Weights of one decoder layer. Checkpoint names are below model.layers.{i}.
+struct LayerWeights {
+  Tensor input_norm;           // input_layernorm.weight [hidden_size]
+  Weight qkv;                  // self_attn.{q,k,v}_proj.weight, one under the other
+  Tensor qkv_bias;             // self_attn.{q,k,v}_proj.bias, or empty
+  Weight o;                    // self_attn.o_proj.weight [hidden_size, num_heads * head_dim]
+  Tensor o_bias;               // self_attn.o_proj.bias, or empty
+  Tensor post_attention_norm;  // post_attention_layernorm.weight [hidden_size]
+  FfnWeights dense;            // mlp.{gate,up,down}_proj.weight; empty in a MoE layer
+  Weight router;               // mlp.gate.weight [n_routed_experts, hidden_size]; empty in a dense layer
+  LocalExperts experts;        // mlp.experts.{e}.*, those of this rank
+  FfnWeights shared;           // mlp.shared_experts.*, one network of all shared experts, or empty
+};
+
+struct ModelWeights {
+  Weight embedding;                   // model.embed_tokens.weight [vocab_size, hidden_size]
+  std::vector<LayerWeights> layers;
+  Tensor norm;                        // model.norm.weight [hidden_size]
+  Weight lm_head;                     // lm_head.weight, or embedding if tied
+};
+
+/// Called now and then while weights load: bytes read so far, and of how many.
+using LoadProgress = std::function<void(int64_t done_bytes, int64_t total_bytes)>;
+
+/// Loads the weights that `backend`'s rank needs, stored as `dtype`. Errors name the tensor, with
+/// expected and actual shape. Thread: the rank's worker.
+absl::StatusOr<ModelWeights> LoadModelWeights(const ModelConfig& config, const Checkpoint& checkpoint,
+                                              DType dtype, Backend& backend,
+                                              const LoadProgress& progress);
+
+}  // namespace shoal

@@ -1,0 +1,61 @@
+// Request: what a client asks of the engine, in token ids. Immutable but for the cancel flag.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/request/token_stream.h"
+
+namespace shoal {
+
+using Clock = std::chrono::steady_clock;
+
+/// How to choose tokens and when to stop. The caller has checked the ranges.
+struct SamplingParams {
+  float temperature = 1;   // [0, 2]; 0: greedy
+  int32_t top_k = 0;       // >= 0; 0: all
+  float top_p = 1;         // (0, 1]
+  float min_p = 0;         // [0, 1]
+  uint64_t seed = 0;       // key of the random numbers; equal seeds give equal tokens
+  int32_t max_tokens = 0;  // tokens to generate, >= 0; 0: only prompt logprobs
+  std::vector<int32_t> stop_token_ids;  // the token is part of the output and ends it
+  int32_t logprobs = -1;                // alternatives per generated token; -1: no logprobs
+  int32_t prompt_logprobs = -1;         // alternatives per prompt token; -1: no logprobs
+};
+
+/// One prompt, one completion. Submitted once, then shared by the client's side, which reads `stream` and
+/// may Cancel(), and the engine, which writes `stream`. Thread: any, within these roles.
+class Request {
+ public:
+  Request(std::string id, std::vector<int32_t> prompt_token_ids, SamplingParams sampling)
+      : id_(std::move(id)),
+        prompt_token_ids_(std::move(prompt_token_ids)),
+        sampling_(std::move(sampling)),
+        arrival_(Clock::now()),
+        stream_(sampling_.prompt_logprobs >= 0 ? prompt_token_ids_.size() : 0,
+                static_cast<size_t>(sampling_.max_tokens)) {}
+
+  const std::string& id() const { return id_; }
+  const std::vector<int32_t>& prompt_token_ids() const { return prompt_token_ids_; }
+  const SamplingParams& sampling() const { return sampling_; }
+  Clock::time_point arrival() const { return arrival_; }
+  TokenStream& stream() { return stream_; }
+
+  /// Asks the engine to stop; its blocks are free by the end of the next step. Idempotent.
+  void Cancel() { cancelled_.store(true, std::memory_order_release); }
+  bool cancelled() const { return cancelled_.load(std::memory_order_acquire); }
+
+ private:
+  const std::string id_;
+  const std::vector<int32_t> prompt_token_ids_;
+  const SamplingParams sampling_;
+  const Clock::time_point arrival_;
+  TokenStream stream_;
+  std::atomic<bool> cancelled_{false};
+};
+
+}  // namespace shoal

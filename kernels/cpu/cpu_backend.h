@@ -1,0 +1,19 @@
+// The CPU backend: plain loops over float32 and bfloat16. It is the reference for every other backend
+// and a product of its own.
+#pragma once
+
+#include <memory>
+
+#include "kernels/backend.h"
+
+namespace shoal {
+
+struct CpuBackendOptions {
+  int num_threads = 0;             // compute threads, the caller's included; 0: one per core we may use
+  int64_t memory_limit_bytes = 0;  // for Device::Allocate and Load*; 0: memory available at the start
+};
+
+/// A single-rank backend. RESOURCE_EXHAUSTED or INVALID_ARGUMENT name the option at fault.
+absl::StatusOr<Backend> MakeCpuBackend(const CpuBackendOptions& options);
+
+}  // namespace shoal

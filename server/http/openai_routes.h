@@ -1,0 +1,25 @@
+// The OpenAI API (and vLLM's /tokenize, /detokenize) over a GenerationService.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "server/http/http_exchange.h"
+#include "server/service/generation_service.h"
+
+namespace shoal {
+
+struct OpenAiOptions {
+  std::vector<std::string> served_model_names;  // at least one; the first is the one in answers
+  int64_t created = 0;                          // Unix time of the server's start, for /v1/models
+  std::string system_fingerprint;
+};
+
+/// POST /v1/chat/completions, /v1/completions, /tokenize, /detokenize; GET /v1/models, /v1/models/{id}.
+/// `service` outlives the handlers.
+std::vector<HttpRoute> OpenAiRoutes(GenerationService* service, const OpenAiOptions& options);
+
+/// Error body in OpenAI's shape: {"error": {"message", "type", "param", "code"}}.
+std::string OpenAiErrorBody(int status, std::string_view message, std::string_view param);
+
+}  // namespace shoal
