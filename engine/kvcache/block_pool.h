@@ -5,7 +5,6 @@
 #include <span>
 #include <vector>
 
-#include "engine/kvcache/prefix_index.h"
 
 namespace shoal {
 
