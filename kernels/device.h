@@ -23,8 +23,8 @@ class Device {
  public:
   virtual ~Device() = default;
 
-  /// Zeroed memory for `shape`, aligned to 256 bytes. RESOURCE_EXHAUSTED with the bytes asked for and
-  /// those left. Not to be called inside a step.
+  /// Zeroed memory for `shape`, aligned to 256 bytes. RESOURCE_EXHAUSTED with the bytes asked for
+  /// and those left. Not to be called inside a step.
   virtual absl::StatusOr<Tensor> Allocate(DType dtype, std::span<const int64_t> shape) = 0;
   absl::StatusOr<Tensor> Allocate(DType dtype, std::initializer_list<int64_t> shape) {
     return Allocate(dtype, std::span(shape.begin(), shape.size()));

@@ -21,8 +21,9 @@ struct AttentionMeta {
 /// Heads of one attention layer.
 struct AttentionShape {
   int num_heads = 0;
-  int num_kv_heads = 0;  // divides num_heads; each is shared by num_heads / num_kv_heads query heads
-  int head_dim = 0;      // even
+  int num_kv_heads =
+      0;             // divides num_heads; each is shared by num_heads / num_kv_heads query heads
+  int head_dim = 0;  // even
 };
 
 /// Which experts each token goes to. Device tensors.
@@ -42,10 +43,10 @@ inline constexpr int kMaxTopLogprobs = 20;
 
 /// One row of Ops::Sample: how to choose a token from its logits. Plain data, copied to the device.
 struct SamplingRow {
-  float temperature = 0;      // 0: greedy, ties to the lower id
-  int32_t top_k = 0;          // keep the k most likely; 0: all
-  float top_p = 1;            // then the smallest set of most likely tokens whose probability reaches p
-  float min_p = 0;            // first drop tokens less likely than min_p times the most likely
+  float temperature = 0;  // 0: greedy, ties to the lower id
+  int32_t top_k = 0;      // keep the k most likely; 0: all
+  float top_p = 1;        // then the smallest set of most likely tokens whose probability reaches p
+  float min_p = 0;        // first drop tokens less likely than min_p times the most likely
   int32_t forced_token = -1;  // >= 0: no choice, this token (its logprob is wanted)
   int32_t top_logprobs = -1;  // -1: no logprobs at all; n: this many alternatives
   uint64_t seed = 0;          // key of the counter-based generator
@@ -60,10 +61,11 @@ struct SampledRow {
   std::array<float, kMaxTopLogprobs> top_logprobs = {};
 };
 
-/// Kernels of one rank. Every method only enqueues: it neither allocates nor waits, so a sequence of
-/// calls can be captured in a graph. Activations are float32 or bfloat16, alike within one call; sums
-/// are float32, in an order that depends on neither the number of rows nor their neighbours: a row's
-/// result is the same in every batch. Shapes are invariants (CHECK). Thread: the rank's worker.
+/// Kernels of one rank. Every method only enqueues: it neither allocates nor waits, so a sequence
+/// of calls can be captured in a graph. Activations are float32 or bfloat16, alike within one call;
+/// sums are float32, in an order that depends on neither the number of rows nor their neighbours: a
+/// row's result is the same in every batch. Shapes are invariants (CHECK). Thread: the rank's
+/// worker.
 class Ops {
  public:
   virtual ~Ops() = default;
@@ -77,17 +79,18 @@ class Ops {
   virtual void AddRmsNorm(const Tensor& delta, const Tensor& residual, const Tensor& weight,
                           float epsilon, const Tensor& out) = 0;
 
-  /// out = x weight^T + bias. x [num_tokens, in_features]; out [num_tokens, n], n <= out_features (the
-  /// weight's first n rows), of x's dtype or float32; bias [n] of x's dtype, or empty.
+  /// out = x weight^T + bias. x [num_tokens, in_features]; out [num_tokens, n], n <= out_features
+  /// (the weight's first n rows), of x's dtype or float32; bias [n] of x's dtype, or empty.
   virtual void Linear(const Tensor& x, const Weight& weight, const Tensor& bias,
                       const Tensor& out) = 0;
 
-  /// Rotates queries and keys in place by their position (RoPE, arXiv 2104.09864, halves (i, i + d/2))
-  /// and writes keys and values to their cache slots.
-  /// qkv [num_tokens, (num_heads + 2 num_kv_heads) * head_dim]; rope_table [max_positions, head_dim/2, 2]
-  /// float32 cosine and sine; kv [num_blocks, 2 (K, V), num_kv_heads, block_size, head_dim].
-  virtual void RopeAndWriteKv(const Tensor& qkv, const Tensor& rope_table, const AttentionMeta& meta,
-                              const AttentionShape& shape, const Tensor& kv) = 0;
+  /// Rotates queries and keys in place by their position (RoPE, arXiv 2104.09864, halves (i, i +
+  /// d/2)) and writes keys and values to their cache slots. qkv [num_tokens, (num_heads + 2
+  /// num_kv_heads) * head_dim]; rope_table [max_positions, head_dim/2, 2] float32 cosine and sine;
+  /// kv [num_blocks, 2 (K, V), num_kv_heads, block_size, head_dim].
+  virtual void RopeAndWriteKv(const Tensor& qkv, const Tensor& rope_table,
+                              const AttentionMeta& meta, const AttentionShape& shape,
+                              const Tensor& kv) = 0;
 
   /// Causal attention of each query over its sequence's cached keys, scores scaled by
   /// 1/sqrt(head_dim), softmax in float32. Reads the queries of qkv; out [num_tokens, num_heads *
@@ -95,17 +98,20 @@ class Ops {
   virtual void PagedAttention(const Tensor& qkv, const Tensor& kv, const AttentionMeta& meta,
                               const AttentionShape& shape, const Tensor& out) = 0;
 
-  /// out = down(silu(gate(x)) * up(x)) by the one expert of `weights`. x, out [num_tokens, hidden_size].
+  /// out = down(silu(gate(x)) * up(x)) by the one expert of `weights`. x, out [num_tokens,
+  /// hidden_size].
   virtual void DenseFfn(const Tensor& x, const FfnWeights& weights, const Tensor& out) = 0;
 
-  /// Softmax over the router's logits x router^T (float32, not rounded), then the top_k most likely,
-  /// top_k being routing's second dimension. renormalize: divide the weights by their sum + 1e-20.
-  /// x [num_tokens, hidden_size]; router [num_experts, hidden_size]. DeepSeekMoE, arXiv 2401.06066.
+  /// Softmax over the router's logits x router^T (float32, not rounded), then the top_k most
+  /// likely, top_k being routing's second dimension. renormalize: divide the weights by their sum +
+  /// 1e-20. x [num_tokens, hidden_size]; router [num_experts, hidden_size]. DeepSeekMoE, arXiv
+  /// 2401.06066.
   virtual void RouteTopK(const Tensor& x, const Weight& router, bool renormalize,
                          const Routing& routing) = 0;
 
-  /// Runs each token through those of its routed experts that are local; rows of others stay as they
-  /// are. x [num_tokens, hidden_size]; rows [num_tokens, top_k, hidden_size], not yet weighted.
+  /// Runs each token through those of its routed experts that are local; rows of others stay as
+  /// they are. x [num_tokens, hidden_size]; rows [num_tokens, top_k, hidden_size], not yet
+  /// weighted.
   virtual void ExpertFfn(const Tensor& x, const Routing& routing, const LocalExperts& experts,
                          const Tensor& rows) = 0;
 
@@ -118,9 +124,9 @@ class Ops {
   /// out[i] = x[row_ids[i]]. x [num_tokens, hidden_size]; row_ids [num_rows] int32.
   virtual void GatherRows(const Tensor& x, const Tensor& row_ids, const Tensor& out) = 0;
 
-  /// Chooses one token for each row of logits [num_rows, vocab] float32, with its logprob if wanted.
-  /// rows: [num_rows * sizeof(SamplingRow)] bytes; out: [num_rows * sizeof(SampledRow)] bytes.
-  /// Random numbers: Philox4x32-10 (Salmon et al. 2011), key = seed, counter = position.
+  /// Chooses one token for each row of logits [num_rows, vocab] float32, with its logprob if
+  /// wanted. rows: [num_rows * sizeof(SamplingRow)] bytes; out: [num_rows * sizeof(SampledRow)]
+  /// bytes. Random numbers: Philox4x32-10 (Salmon et al. 2011), key = seed, counter = position.
   virtual void Sample(const Tensor& logits, const Tensor& rows, const Tensor& out) = 0;
 };
 

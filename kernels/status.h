@@ -10,9 +10,10 @@
 #include <string>
 #include <utility>
 
-/// Returns from the enclosing function with the error of `expression` (an absl::Status), if it is one.
-#define RETURN_IF_ERROR(expression)                                  \
-  do {                                                               \
+/// Returns from the enclosing function with the error of `expression` (an absl::Status), if it is
+/// one.
+#define RETURN_IF_ERROR(expression)                                         \
+  do {                                                                      \
     if (absl::Status status_ = (expression); !status_.ok()) return status_; \
   } while (false)
 
@@ -26,12 +27,13 @@
 #define SHOAL_CONCAT(a, b) SHOAL_CONCAT_INNER(a, b)
 #define SHOAL_CONCAT_INNER(a, b) a##b
 
-/// Ends the process, saying why, when an invariant of ours does not hold. Never for input from outside.
-#define SHOAL_CHECK(condition, ...)                                                        \
-  do {                                                                                     \
-    if (!(condition)) [[unlikely]] {                                                       \
-      ::shoal::FailCheck(__FILE__, __LINE__, #condition, ::fmt::format(__VA_ARGS__));      \
-    }                                                                                      \
+/// Ends the process, saying why, when an invariant of ours does not hold. Never for input from
+/// outside.
+#define SHOAL_CHECK(condition, ...)                                                   \
+  do {                                                                                \
+    if (!(condition)) [[unlikely]] {                                                  \
+      ::shoal::FailCheck(__FILE__, __LINE__, #condition, ::fmt::format(__VA_ARGS__)); \
+    }                                                                                 \
   } while (false)
 
 namespace shoal {

@@ -70,7 +70,9 @@ struct BFloat16 {
       bits = static_cast<uint16_t>((raw + 0x7fffu + ((raw >> 16) & 1u)) >> 16);
     }
   }
-  explicit operator float() const { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
+  explicit operator float() const {
+    return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);
+  }
 };
 
 /// A view of `shape[0] x ... x shape[rank-1]` elements, contiguous and row-major, in memory that

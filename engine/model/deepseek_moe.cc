@@ -7,9 +7,9 @@
 namespace shoal {
 namespace {
 
-/// Base of the rotation at `position`. Dynamic scaling stretches it once the sequence is longer than the
-/// trained context; the length is taken as position + 1, so a token's rotation depends on its position
-/// alone and not on how its prompt was cut into steps.
+/// Base of the rotation at `position`. Dynamic scaling stretches it once the sequence is longer
+/// than the trained context; the length is taken as position + 1, so a token's rotation depends on
+/// its position alone and not on how its prompt was cut into steps.
 double RopeBase(const ModelConfig& config, int64_t position) {
   const int64_t length = position + 1;
   if (config.rope_scaling.type != RopeScaling::Type::kDynamic ||
@@ -24,8 +24,8 @@ double RopeBase(const ModelConfig& config, int64_t position) {
   return config.rope_theta * std::pow(stretch, dim / (dim - 2));
 }
 
-/// Cosine and sine of every position and pair, [max_positions, head_dim / 2, 2]. Frequencies and angles
-/// are float32, as in the published model.
+/// Cosine and sine of every position and pair, [max_positions, head_dim / 2, 2]. Frequencies and
+/// angles are float32, as in the published model.
 std::vector<float> RopeTable(const ModelConfig& config, int64_t max_positions) {
   const int half = config.head_dim() / 2;
   const float divisor = config.rope_scaling.type == RopeScaling::Type::kLinear
@@ -56,7 +56,8 @@ absl::StatusOr<std::unique_ptr<DeepseekMoe>> DeepseekMoe::Create(const ModelConf
                                                                  Backend* backend) {
   std::unique_ptr<DeepseekMoe> model(new DeepseekMoe(config, std::move(weights), backend));
   std::vector<float> table = RopeTable(config, limits.max_positions);
-  const Tensor host(table.data(), DType::kFloat32, {limits.max_positions, config.head_dim() / 2, 2});
+  const Tensor host(table.data(), DType::kFloat32,
+                    {limits.max_positions, config.head_dim() / 2, 2});
   ASSIGN_OR_RETURN(model->rope_table_, backend->device->LoadTensor(host, DType::kFloat32));
   RETURN_IF_ERROR(model->AllocateActivations(dtype, limits));
   return model;
@@ -113,7 +114,8 @@ void DeepseekMoe::Forward(const ForwardBatch& batch, std::span<const Tensor> kv_
 }
 
 /// normed -> delta: causal self-attention (model spec 2.4 to 2.6).
-void DeepseekMoe::Attention(const LayerWeights& layer, const ForwardBatch& batch, const Tensor& kv) {
+void DeepseekMoe::Attention(const LayerWeights& layer, const ForwardBatch& batch,
+                            const Tensor& kv) {
   Ops& ops = *backend_->ops;
   const AttentionShape shape = config_.attention_shape();
   const Tensor qkv = activations_.qkv.Rows(0, num_tokens_);

@@ -1,4 +1,5 @@
-// DeepseekMoe: the forward pass of the DeepSeekMoE architecture (arXiv 2401.06066), for every backend.
+// DeepseekMoe: the forward pass of the DeepSeekMoE architecture (arXiv 2401.06066), for every
+// backend.
 #pragma once
 
 #include <memory>
@@ -24,32 +25,33 @@ class DeepseekMoe {
   /// `backend` outlives the model. RESOURCE_EXHAUSTED if the activations do not fit the device.
   static absl::StatusOr<std::unique_ptr<DeepseekMoe>> Create(const ModelConfig& config,
                                                              ModelWeights weights, DType dtype,
-                                                             const Limits& limits, Backend* backend);
+                                                             const Limits& limits,
+                                                             Backend* backend);
 
   /// Runs all layers over the batch and writes its keys and values to `kv_layers`, one tensor
-  /// [num_blocks, 2, num_kv_heads, block_size, head_dim] per layer. The result stays in the model until
-  /// the next call.
+  /// [num_blocks, 2, num_kv_heads, block_size, head_dim] per layer. The result stays in the model
+  /// until the next call.
   void Forward(const ForwardBatch& batch, std::span<const Tensor> kv_layers);
 
-  /// Logits of tokens of the last Forward(). row_ids [num_rows] int32; the result [num_rows, vocab_limit]
-  /// float32 is overwritten by the next call.
+  /// Logits of tokens of the last Forward(). row_ids [num_rows] int32; the result [num_rows,
+  /// vocab_limit] float32 is overwritten by the next call.
   Tensor Logits(const Tensor& row_ids);
 
  private:
   /// Buffers of one step; each call uses their first rows.
   struct Activations {
-    Tensor residual;          // [max_tokens, hidden_size]
-    Tensor normed;            // [max_tokens, hidden_size]
-    Tensor qkv;               // [max_tokens, (num_heads + 2 num_kv_heads) * head_dim]
-    Tensor attention;         // [max_tokens, num_heads * head_dim]
-    Tensor delta;             // [max_tokens, hidden_size] output of attention or dense network
-    Tensor expert_ids;        // [max_tokens, top_k] int32
-    Tensor expert_weights;    // [max_tokens, top_k] float32
-    Tensor expert_rows;       // [max_tokens, top_k, hidden_size]
-    Tensor shared;            // [max_tokens, hidden_size]
-    Tensor logits_hidden;     // [max_logits_rows, hidden_size]
-    Tensor logits_normed;     // [max_logits_rows, hidden_size]
-    Tensor logits;            // [max_logits_rows, vocab_limit] float32
+    Tensor residual;        // [max_tokens, hidden_size]
+    Tensor normed;          // [max_tokens, hidden_size]
+    Tensor qkv;             // [max_tokens, (num_heads + 2 num_kv_heads) * head_dim]
+    Tensor attention;       // [max_tokens, num_heads * head_dim]
+    Tensor delta;           // [max_tokens, hidden_size] output of attention or dense network
+    Tensor expert_ids;      // [max_tokens, top_k] int32
+    Tensor expert_weights;  // [max_tokens, top_k] float32
+    Tensor expert_rows;     // [max_tokens, top_k, hidden_size]
+    Tensor shared;          // [max_tokens, hidden_size]
+    Tensor logits_hidden;   // [max_logits_rows, hidden_size]
+    Tensor logits_normed;   // [max_logits_rows, hidden_size]
+    Tensor logits;          // [max_logits_rows, vocab_limit] float32
   };
 
   DeepseekMoe(const ModelConfig& config, ModelWeights weights, Backend* backend);
