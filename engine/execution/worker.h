@@ -3,9 +3,12 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
+#include <thread>
 
-#include "engine/model/model_config.h"
+#include "engine/execution/mailbox.h"
+#include "engine/execution/model_runner.h"
 #include "engine/model/weights.h"
 #include "engine/scheduler/scheduled_batch.h"
 #include "kernels/status.h"
@@ -15,34 +18,42 @@ namespace shoal {
 /// What a worker must know to start.
 struct WorkerConfig {
   std::string model_directory;
-  ModelConfig model;
-  DType dtype = DType::kBFloat16;     // of weights, activations and KV cache
-  int num_threads = 0;                // compute threads; 0: one per core we may use
-  int64_t max_model_len = 0;          // tokens of one sequence
-  int64_t max_num_batched_tokens = 0; // tokens of one step
-  int64_t vocab_limit = 0;            // token ids below this can be generated; 0: vocab_size
-  int32_t block_size = 16;            // tokens per KV block
-  int64_t kv_cache_memory_bytes = 0;  // 0: as much as is useful and free
+  int num_threads = 0;  // compute threads; 0: one per core we may use
+  ModelRunnerConfig runner = {};
 };
 
 /// Runs batches one after the other. Thread: all methods belong to the engine thread.
 class Worker {
  public:
-  /// Starts the thread, loads the weights and allocates the KV cache. Blocks until the worker is ready;
-  /// `progress` is called from the worker's thread meanwhile.
+  /// Starts the thread, loads the weights and allocates the KV cache. Blocks until the worker is
+  /// ready; `progress` is called from the worker's thread meanwhile.
   static absl::StatusOr<std::unique_ptr<Worker>> Start(const WorkerConfig& config,
                                                        LoadProgress progress);
-  /// Waits for the batch in flight, then ends the thread.
-  virtual ~Worker() = default;
+  /// Waits for the batches in flight, then ends the thread.
+  ~Worker();
+  Worker(const Worker&) = delete;
+  Worker& operator=(const Worker&) = delete;
 
   /// Blocks of the KV cache.
-  virtual int32_t num_kv_blocks() const = 0;
+  int32_t num_kv_blocks() const { return num_kv_blocks_; }
 
   /// Hands over the next batch; returns at once. At most two batches are in flight.
-  virtual void Post(ScheduledBatch batch) = 0;
+  void Post(ScheduledBatch batch);
 
   /// Waits for the result of the oldest batch in flight.
-  virtual StepResult Take() = 0;
+  StepResult Take();
+
+ private:
+  static constexpr uint32_t kMaxInFlight = 2;
+
+  Worker() = default;
+  void Serve(ModelRunner& runner);
+
+  int32_t num_kv_blocks_ = 0;
+  uint32_t num_in_flight_ = 0;
+  Mailbox<std::optional<ScheduledBatch>, kMaxInFlight + 1> batches_;  // nothing: the end
+  Mailbox<StepResult, kMaxInFlight> results_;
+  std::thread thread_;
 };
 
 }  // namespace shoal

@@ -2,9 +2,11 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
+#include "engine/kvcache/prefix_index.h"
 
 namespace shoal {
 
@@ -13,39 +15,68 @@ using BlockTable = std::vector<int32_t>;
 
 struct BlockPoolStats {
   int32_t num_blocks = 0;
-  int32_t num_free = 0;           // unused, or held by the prefix index alone and so reclaimable
+  int32_t num_free = 0;  // owned by no sequence; published ones among them can be reclaimed
   int64_t prefix_queries_tokens = 0;  // tokens looked up in the prefix index, ever
   int64_t prefix_hits_tokens = 0;     // of which found
 };
 
-/// Reference-counted blocks. A full block may be published under the hash of its tokens and all before
-/// them; it then outlives its sequence until the space is needed (least recently used first).
-/// Thread: engine.
+/// Reference-counted blocks. A full block may be published under its tokens and all before them; it
+/// then outlives its sequence until the space is needed (least recently used first). Thread:
+/// engine.
 class BlockPool {
  public:
-  /// `num_blocks` blocks of `block_size` tokens. Without `enable_prefix_caching` nothing is published
-  /// and every lookup is empty.
+  /// `num_blocks` blocks of `block_size` tokens. Without `enable_prefix_caching` nothing is
+  /// published and every lookup is empty.
   BlockPool(int32_t num_blocks, int32_t block_size, bool enable_prefix_caching);
 
-  /// Appends blocks to `table` until it holds `num_tokens` tokens. All or nothing: false, and the table
-  /// as it was, if too few blocks are free.
+  /// Appends blocks to `table` until it holds `num_tokens` tokens. All or nothing: false, and the
+  /// table as it was, if too few blocks are free.
   bool Grow(BlockTable& table, int64_t num_tokens);
 
   /// Gives the sequence's blocks back and empties the table.
   void Release(BlockTable& table);
 
-  /// Appends to the empty `table` the longest run of published blocks that hold a prefix of `tokens`,
-  /// at most `max_tokens` tokens. Returns the number of tokens found, a multiple of the block size.
+  /// Appends to the empty `table` the longest run of published blocks that hold a prefix of
+  /// `tokens`, at most `max_tokens` tokens. Returns the number of tokens found, a multiple of the
+  /// block size.
   int64_t MatchPrefix(std::span<const int32_t> tokens, int64_t max_tokens, BlockTable& table);
 
-  /// Publishes the full blocks among the first `num_tokens` tokens, already computed, of a sequence.
-  /// `num_published` is the sequence's own count of blocks already published; it is brought up to date.
-  void Publish(std::span<const int32_t> tokens, int64_t num_tokens, const BlockTable& table,
+  /// Counts a lookup in the statistics. MatchPrefix does not: who waits for room asks again every
+  /// step.
+  void CountLookup(int64_t queried_tokens, int64_t found_tokens);
+
+  /// Publishes the full blocks among the first `num_tokens` tokens, already computed, of a
+  /// sequence. Where another sequence has published the same tokens, `table` takes that block and
+  /// gives back its own. `num_published` is the sequence's count of blocks published so far,
+  /// matched ones included; it is brought up to date.
+  void Publish(std::span<const int32_t> tokens, int64_t num_tokens, BlockTable& table,
                int64_t& num_published);
 
-  int32_t num_free() const;
+  int32_t num_free() const { return num_free_; }
   int32_t block_size() const { return block_size_; }
   BlockPoolStats stats() const;
+
+ private:
+  /// A link of the list of free blocks. Blocks are taken at its head; the list ends at itself.
+  struct Link {
+    int32_t previous;
+    int32_t next;
+  };
+
+  int32_t TakeFree();
+  void AddOwner(int32_t block);
+  void DropOwner(int32_t block);
+  void InsertAfter(int32_t position, int32_t block);
+  void Unlink(int32_t block);
+
+  const int32_t num_blocks_;
+  const int32_t block_size_;
+  int32_t num_free_ = 0;
+  std::vector<int32_t> num_owners_;  // by block
+  std::vector<Link> links_;  // by block; one more, number num_blocks_, is the ends of the list
+  std::optional<PrefixIndex> index_;
+  int64_t prefix_queries_tokens_ = 0;
+  int64_t prefix_hits_tokens_ = 0;
 };
 
 }  // namespace shoal

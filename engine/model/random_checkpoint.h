@@ -9,11 +9,14 @@
 
 namespace shoal {
 
-/// Writes config.json, the safetensors shards and their index into `directory`, which is made if need be.
-/// Norm weights are near one, all others normal with standard deviation initializer_range; each tensor
-/// depends only on its name and `seed`. Weights are of config.torch_dtype. Existing files are replaced.
-/// INTERNAL with the path if writing fails.
-absl::Status WriteRandomCheckpoint(const ModelConfig& config, uint64_t seed, int64_t max_shard_bytes,
-                                   const std::string& directory, const LoadProgress& progress);
+/// Writes config.json, generation_config.json and the weights into `directory`, which is made if
+/// need be: model.safetensors, or shards of at most `max_shard_bytes` bytes of data with their
+/// index. Weights are of config.torch_dtype, normally distributed (65,536 quantiles) with standard
+/// deviation initializer_range around zero, norms around one; each tensor depends only on its name
+/// and `seed`. Existing files are replaced. `progress` counts bytes written. INTERNAL with the path
+/// if writing fails.
+absl::Status WriteRandomCheckpoint(const ModelConfig& config, uint64_t seed,
+                                   int64_t max_shard_bytes, const std::string& directory,
+                                   const LoadProgress& progress);
 
 }  // namespace shoal

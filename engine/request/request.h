@@ -22,13 +22,14 @@ struct SamplingParams {
   float min_p = 0;         // [0, 1]
   uint64_t seed = 0;       // key of the random numbers; equal seeds give equal tokens
   int32_t max_tokens = 0;  // tokens to generate, >= 0; 0: only prompt logprobs
-  std::vector<int32_t> stop_token_ids;  // the token is part of the output and ends it
-  int32_t logprobs = -1;                // alternatives per generated token; -1: no logprobs
-  int32_t prompt_logprobs = -1;         // alternatives per prompt token; -1: no logprobs
+  std::vector<int32_t> stop_token_ids = {};  // the token is part of the output and ends it
+  int32_t logprobs = -1;                     // alternatives per generated token; -1: no logprobs
+  int32_t prompt_logprobs = -1;              // alternatives per prompt token; -1: no logprobs
 };
 
-/// One prompt, one completion. Submitted once, then shared by the client's side, which reads `stream` and
-/// may Cancel(), and the engine, which writes `stream`. Thread: any, within these roles.
+/// One prompt, one completion. Submitted once, then shared by the client's side, which reads
+/// `stream` and may Cancel(), and the engine, which writes `stream`. Thread: any, within these
+/// roles.
 class Request {
  public:
   Request(std::string id, std::vector<int32_t> prompt_token_ids, SamplingParams sampling)

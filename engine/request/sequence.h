@@ -10,15 +10,15 @@
 
 namespace shoal {
 
-/// Progress of one request. There is no prefill or decode phase: tokens [0, num_computed_tokens) have
-/// their keys and values in the cache, and a step computes some more. Thread: engine.
+/// Progress of one request. There is no prefill or decode phase: tokens [0, num_computed_tokens)
+/// have their keys and values in the cache, and a step computes some more. Thread: engine.
 struct Sequence {
   explicit Sequence(int64_t id, std::shared_ptr<Request> request)
       : id(id), request(std::move(request)), token_ids(this->request->prompt_token_ids()) {}
 
   const int64_t id;
   const std::shared_ptr<Request> request;
-  std::vector<int32_t> token_ids;    // prompt, then generated
+  std::vector<int32_t> token_ids;  // prompt, then generated
   BlockTable block_table;
   int64_t num_computed_tokens = 0;   // in the cache, from the first token on
   int64_t num_scheduled_tokens = 0;  // of the step in flight; 0: not in flight
@@ -32,6 +32,7 @@ struct Sequence {
     return static_cast<int64_t>(request->prompt_token_ids().size());
   }
   int64_t num_tokens() const { return static_cast<int64_t>(token_ids.size()); }
+  int64_t num_uncomputed_tokens() const { return num_tokens() - num_computed_tokens; }
   int64_t num_generated_tokens() const { return num_tokens() - num_prompt_tokens(); }
 };
 

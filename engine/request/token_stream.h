@@ -21,8 +21,8 @@ struct TokenLogprob {
 /// One token of a prompt or completion.
 struct TokenOutput {
   int32_t token_id = 0;
-  float logprob = 0;                       // 0 unless logprobs were asked for
-  std::vector<TokenLogprob> top_logprobs;  // by falling logprob; as many as were asked for
+  float logprob = 0;                            // 0 unless logprobs were asked for
+  std::vector<TokenLogprob> top_logprobs = {};  // by falling logprob; as many as were asked for
 };
 
 enum class FinishReason : uint8_t {
@@ -35,23 +35,24 @@ enum class FinishReason : uint8_t {
 /// How a request ended and what it used.
 struct FinishInfo {
   FinishReason reason = FinishReason::kError;
-  absl::Status status;             // not OK iff reason is kError
-  int32_t num_cached_tokens = 0;   // prompt tokens found in the prefix cache
-  std::chrono::steady_clock::time_point first_scheduled;  // when it left the queue
+  absl::Status status = {};       // not OK iff reason is kError
+  int32_t num_cached_tokens = 0;  // prompt tokens found in the prefix cache
+  std::chrono::steady_clock::time_point first_scheduled = {};  // when it left the queue
 };
 
-/// Append-only buffers, sized at construction, so that the engine never waits and never reallocates.
-/// One writer (engine thread), one reader (any one thread at a time).
+/// Append-only buffers, sized at construction, so that the engine never waits and never
+/// reallocates. One writer (engine thread), one reader (any one thread at a time).
 class TokenStream {
  public:
   TokenStream(size_t num_prompt_logprobs, size_t max_tokens);
 
-  /// Called by the engine thread after every change; must be quick and must not throw. Set before the
-  /// request is submitted.
+  /// Called by the engine thread after every change; must be quick and must not throw. Set before
+  /// the request is submitted.
   void SetWake(std::function<void()> wake) { wake_ = std::move(wake); }
 
   // Reader.
-  /// Logprobs of the prompt's tokens available so far; [0] belongs to the first token and is always 0.
+  /// Logprobs of the prompt's tokens available so far; [0] belongs to the first token and is always
+  /// 0.
   std::span<const TokenOutput> prompt() const;
   /// Tokens generated so far.
   std::span<const TokenOutput> tokens() const;

@@ -36,8 +36,8 @@ struct ScheduledBatch {
 
 /// What a step gave.
 struct StepResult {
-  absl::Status status;            // not OK: the device failed; it is of no more use
-  std::vector<SampledRow> rows;   // one per logits row, in the order of the batch
+  absl::Status status;           // not OK: the device failed; it is of no more use
+  std::vector<SampledRow> rows;  // one per logits row, in the order of the batch
 };
 
 }  // namespace shoal

@@ -1,5 +1,5 @@
-// The CPU backend: plain loops over float32 and bfloat16. It is the reference for every other backend
-// and a product of its own.
+// The CPU backend: plain loops over float32 and bfloat16. It is the reference for every other
+// backend and a product of its own.
 #pragma once
 
 #include <memory>
@@ -9,8 +9,9 @@
 namespace shoal {
 
 struct CpuBackendOptions {
-  int num_threads = 0;             // compute threads, the caller's included; 0: one per core we may use
-  int64_t memory_limit_bytes = 0;  // for Device::Allocate and Load*; 0: memory available at the start
+  int num_threads = 0;  // compute threads, the caller's included; 0: one per core we may use
+  int64_t memory_limit_bytes =
+      0;  // for Device::Allocate and Load*; 0: memory available at the start
 };
 
 /// A single-rank backend. RESOURCE_EXHAUSTED or INVALID_ARGUMENT name the option at fault.

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "server/http/http_exchange.h"
+#include "server/http/openai_response.h"
 #include "server/service/generation_service.h"
 
 namespace shoal {
@@ -15,11 +16,8 @@ struct OpenAiOptions {
   std::string system_fingerprint;
 };
 
-/// POST /v1/chat/completions, /v1/completions, /tokenize, /detokenize; GET /v1/models, /v1/models/{id}.
-/// `service` outlives the handlers.
+/// POST /v1/chat/completions, /v1/completions, /tokenize, /detokenize; GET /v1/models,
+/// /v1/models/{id}. `service` outlives the handlers.
 std::vector<HttpRoute> OpenAiRoutes(GenerationService* service, const OpenAiOptions& options);
-
-/// Error body in OpenAI's shape: {"error": {"message", "type", "param", "code"}}.
-std::string OpenAiErrorBody(int status, std::string_view message, std::string_view param);
 
 }  // namespace shoal

@@ -1,0 +1,43 @@
+#include "engine/engine.h"
+
+namespace shoal {
+namespace {
+
+absl::Status CheckRange(const char* field, int64_t value, int64_t min, int64_t max) {
+  if (value >= min && value <= max) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      fmt::format("{} is {}, expected {} to {}", field, value, min, max));
+}
+
+}  // namespace
+
+absl::Status EngineConfig::Validate() const {
+  constexpr int64_t kMaxTokens = 1 << 24;
+  if (model_directory.empty()) {
+    return absl::InvalidArgumentError(
+        "model_directory is empty, expected a checkpoint's directory");
+  }
+  if (dtype != "auto" && dtype != "bfloat16" && dtype != "float32") {
+    return absl::InvalidArgumentError(
+        fmt::format("dtype is \"{}\", expected auto, bfloat16 or float32", dtype));
+  }
+  if (device != "auto" && device != "cpu") {
+    return absl::InvalidArgumentError(fmt::format(
+        "device is \"{}\", which this build does not have; expected auto or cpu", device));
+  }
+  if (expert_parallel != 1) {
+    return absl::InvalidArgumentError(
+        fmt::format("expert_parallel is {}, expected 1: this build runs all experts on one rank",
+                    expert_parallel));
+  }
+  RETURN_IF_ERROR(CheckRange("threads", threads, 0, 1024));
+  RETURN_IF_ERROR(CheckRange("max_model_len", max_model_len, 0, kMaxTokens));
+  RETURN_IF_ERROR(CheckRange("max_num_seqs", max_num_seqs, 1, 4096));
+  RETURN_IF_ERROR(CheckRange("max_num_batched_tokens", max_num_batched_tokens, 1, 1 << 20));
+  RETURN_IF_ERROR(CheckRange("max_num_queued_requests", max_num_queued_requests, 1, 1 << 20));
+  RETURN_IF_ERROR(CheckRange("block_size", block_size, 1, 1024));
+  RETURN_IF_ERROR(CheckRange("kv_cache_memory_bytes", kv_cache_memory_bytes, 0, int64_t{1} << 50));
+  return CheckRange("vocab_limit", vocab_limit, 0, kMaxTokens);
+}
+
+}  // namespace shoal

@@ -1,0 +1,49 @@
+#include "engine/execution/kv_cache.h"
+
+#include <algorithm>
+#include <limits>
+
+namespace shoal {
+
+int64_t KvBytesPerToken(const ModelConfig& model, DType dtype) {
+  const AttentionShape shape = model.attention_shape();
+  return int64_t{2} * model.num_hidden_layers * shape.num_kv_heads * shape.head_dim * SizeOf(dtype);
+}
+
+absl::StatusOr<int32_t> ChooseNumBlocks(const KvCacheConfig& config, int64_t bytes_per_token,
+                                        int64_t free_bytes) {
+  const bool automatic = config.memory_bytes == 0;
+  const int64_t block_bytes = config.block_size * bytes_per_token;
+  const int64_t blocks_per_sequence =
+      (config.max_model_len + config.block_size - 1) / config.block_size;
+  const int64_t memory_bytes = automatic ? free_bytes / 2 : config.memory_bytes;
+  // A slot, block * block_size + offset, is an int32.
+  int64_t num_blocks =
+      std::min(memory_bytes / block_bytes, std::numeric_limits<int32_t>::max() / config.block_size);
+  if (automatic) num_blocks = std::min(num_blocks, config.max_num_seqs * blocks_per_sequence);
+  if (num_blocks < blocks_per_sequence) {
+    return absl::ResourceExhaustedError(
+        fmt::format("the KV cache of one sequence of max_model_len {} tokens needs {} bytes and {} "
+                    "bytes {}: lower "
+                    "max_model_len or {}",
+                    config.max_model_len, blocks_per_sequence * block_bytes, memory_bytes,
+                    automatic ? "(half of what the device has free) may be used" : "are given",
+                    automatic ? "set kv_cache_memory_bytes" : "raise kv_cache_memory_bytes"));
+  }
+  return static_cast<int32_t>(num_blocks);
+}
+
+absl::StatusOr<KvCache> KvCache::Create(const ModelConfig& model, DType dtype, int64_t block_size,
+                                        int32_t num_blocks, Device& device) {
+  const AttentionShape shape = model.attention_shape();
+  KvCache cache;
+  cache.num_blocks_ = num_blocks;
+  for (int i = 0; i < model.num_hidden_layers; ++i) {
+    ASSIGN_OR_RETURN(Tensor layer, device.Allocate(dtype, {num_blocks, 2, shape.num_kv_heads,
+                                                           block_size, shape.head_dim}));
+    cache.layers_.push_back(layer);
+  }
+  return cache;
+}
+
+}  // namespace shoal

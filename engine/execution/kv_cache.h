@@ -1,0 +1,46 @@
+// KvCache: the keys and values of every token in the cache, on one rank's device.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "engine/model/model_config.h"
+#include "kernels/device.h"
+
+namespace shoal {
+
+/// What the size of the KV cache depends on.
+struct KvCacheConfig {
+  int64_t block_size = 0;     // tokens per block
+  int64_t max_model_len = 0;  // tokens of one sequence
+  int64_t max_num_seqs = 0;   // sequences that run at once
+  int64_t memory_bytes = 0;   // 0: automatic
+};
+
+/// Bytes of one token's keys and values in all layers.
+int64_t KvBytesPerToken(const ModelConfig& model, DType dtype);
+
+/// How many blocks the cache gets: as many as memory_bytes hold; or, if that is 0, enough for
+/// max_num_seqs sequences of max_model_len tokens, but no more than half of `free_bytes`.
+/// RESOURCE_EXHAUSTED, with what is needed and what to change, if not even one sequence would fit.
+absl::StatusOr<int32_t> ChooseNumBlocks(const KvCacheConfig& config, int64_t bytes_per_token,
+                                        int64_t free_bytes);
+
+/// Paged storage, addressed by the block numbers of the BlockPool. Thread: worker.
+class KvCache {
+ public:
+  /// RESOURCE_EXHAUSTED if the device has too little memory.
+  static absl::StatusOr<KvCache> Create(const ModelConfig& model, DType dtype, int64_t block_size,
+                                        int32_t num_blocks, Device& device);
+
+  /// One tensor [num_blocks, 2 (K, V), num_kv_heads, block_size, head_dim] per layer.
+  std::span<const Tensor> layers() const { return layers_; }
+  int32_t num_blocks() const { return num_blocks_; }
+
+ private:
+  int32_t num_blocks_ = 0;
+  std::vector<Tensor> layers_;
+};
+
+}  // namespace shoal

@@ -1,0 +1,64 @@
+#include "engine/execution/worker.h"
+
+#include <future>
+#include <utility>
+
+#include "engine/model/checkpoint.h"
+#include "kernels/cpu/cpu_backend.h"
+
+namespace shoal {
+namespace {
+
+absl::StatusOr<std::unique_ptr<ModelRunner>> LoadRunner(const WorkerConfig& config,
+                                                        const LoadProgress& progress,
+                                                        Backend& backend) {
+  ASSIGN_OR_RETURN(backend, MakeCpuBackend({.num_threads = config.num_threads}));
+  ASSIGN_OR_RETURN(const auto checkpoint, Checkpoint::Open(config.model_directory));
+  const ModelRunnerConfig& runner = config.runner;
+  ASSIGN_OR_RETURN(ModelWeights weights,
+                   LoadModelWeights(runner.model, *checkpoint, runner.dtype, backend, progress));
+  return ModelRunner::Create(runner, std::move(weights), &backend);
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Worker>> Worker::Start(const WorkerConfig& config,
+                                                      LoadProgress progress) {
+  std::unique_ptr<Worker> worker(new Worker);
+  std::promise<absl::StatusOr<int32_t>> ready;
+  auto num_kv_blocks = ready.get_future();
+  // The thread makes all that it uses, so that memory lies near it and nobody else can touch it.
+  worker->thread_ = std::thread([worker = worker.get(), ready = std::move(ready), config,
+                                 progress = std::move(progress)]() mutable {
+    Backend backend;
+    const auto runner = LoadRunner(config, progress, backend);
+    if (!runner.ok()) return ready.set_value(runner.status());
+    ready.set_value((*runner)->num_kv_blocks());
+    worker->Serve(**runner);
+  });
+  ASSIGN_OR_RETURN(worker->num_kv_blocks_, num_kv_blocks.get());
+  return worker;
+}
+
+Worker::~Worker() {
+  batches_.Put(std::nullopt);
+  thread_.join();
+}
+
+void Worker::Post(ScheduledBatch batch) {
+  SHOAL_CHECK(num_in_flight_ < kMaxInFlight, "{} batches are in flight", num_in_flight_);
+  ++num_in_flight_;
+  batches_.Put(std::move(batch));
+}
+
+StepResult Worker::Take() {
+  SHOAL_CHECK(num_in_flight_ > 0, "no batch is in flight");
+  --num_in_flight_;
+  return results_.Take();
+}
+
+void Worker::Serve(ModelRunner& runner) {
+  while (std::optional<ScheduledBatch> batch = batches_.Take()) results_.Put(runner.Run(*batch));
+}
+
+}  // namespace shoal

@@ -1,0 +1,195 @@
+#include "engine/model/weights.h"
+
+#include <cstddef>
+#include <string>
+#include <utility>
+
+#include "engine/model/checkpoint_layout.h"
+
+namespace shoal {
+namespace {
+
+/// True for a tensor that a checkpoint may hold and that this model computes without.
+bool IsRedundant(const ModelConfig& config, const std::string& name) {
+  return name.ends_with(".rotary_emb.inv_freq") ||
+         (config.tie_word_embeddings && name == "lm_head.weight");
+}
+
+/// The checkpoint's tensors that belong to this rank, each present and of its expected shape.
+/// Weights that the config knows nothing of (biases, say) mean that the two do not belong together.
+absl::StatusOr<Checkpoint::Tensors> SelectTensors(const ModelConfig& config,
+                                                  const Checkpoint& checkpoint,
+                                                  const ExpertRange& experts) {
+  Checkpoint::Tensors unexpected = checkpoint.tensors();
+  Checkpoint::Tensors selected;
+  for (const TensorSpec& spec : CheckpointLayout(config)) {
+    ASSIGN_OR_RETURN(const Tensor tensor, checkpoint.Get(spec.name, spec.shape));
+    unexpected.erase(spec.name);
+    if (spec.expert < 0 || (experts.begin <= spec.expert && spec.expert < experts.end)) {
+      selected.emplace(spec.name, tensor);
+    }
+  }
+  for (const auto& [name, tensor] : unexpected) {
+    if (IsRedundant(config, name)) continue;
+    return absl::InvalidArgumentError(fmt::format(
+        "tensor {} is in the checkpoint, but a model of this config.json has no such tensor",
+        name));
+  }
+  return selected;
+}
+
+/// Moves tensors from the checkpoint to the device, layer by layer.
+class WeightLoader {
+ public:
+  WeightLoader(const ModelConfig& config, Checkpoint::Tensors tensors, ExpertRange experts,
+               DType dtype, Device& device, const LoadProgress& progress)
+      : config_(config),
+        tensors_(std::move(tensors)),
+        experts_(experts),
+        dtype_(dtype),
+        device_(device),
+        progress_(progress) {
+    for (const auto& [name, tensor] : tensors_) total_bytes_ += tensor.size_bytes();
+  }
+
+  absl::StatusOr<ModelWeights> Load() {
+    ModelWeights weights;
+    ASSIGN_OR_RETURN(weights.embedding, LoadMatrices({"model.embed_tokens.weight"}));
+    for (int i = 0; i < config_.num_hidden_layers; ++i) {
+      ASSIGN_OR_RETURN(weights.layers.emplace_back(), LoadLayer(i));
+    }
+    ASSIGN_OR_RETURN(weights.norm, LoadVectors({"model.norm.weight"}));
+    weights.lm_head = weights.embedding;
+    if (!config_.tie_word_embeddings) {
+      ASSIGN_OR_RETURN(weights.lm_head, LoadMatrices({"lm_head.weight"}));
+    }
+    return weights;
+  }
+
+ private:
+  absl::StatusOr<LayerWeights> LoadLayer(int index) {
+    const std::string prefix = fmt::format("model.layers.{}", index);
+    const std::string q = prefix + ".self_attn.q_proj";
+    const std::string k = prefix + ".self_attn.k_proj";
+    const std::string v = prefix + ".self_attn.v_proj";
+    const std::string o = prefix + ".self_attn.o_proj";
+    LayerWeights layer;
+    ASSIGN_OR_RETURN(layer.input_norm, LoadVectors({prefix + ".input_layernorm.weight"}));
+    ASSIGN_OR_RETURN(layer.qkv, LoadMatrices({q + ".weight", k + ".weight", v + ".weight"}));
+    ASSIGN_OR_RETURN(layer.o, LoadMatrices({o + ".weight"}));
+    if (config_.attention_bias) {
+      ASSIGN_OR_RETURN(layer.qkv_bias, LoadVectors({q + ".bias", k + ".bias", v + ".bias"}));
+      ASSIGN_OR_RETURN(layer.o_bias, LoadVectors({o + ".bias"}));
+    }
+    ASSIGN_OR_RETURN(layer.post_attention_norm,
+                     LoadVectors({prefix + ".post_attention_layernorm.weight"}));
+    if (config_.is_moe_layer(index)) {
+      RETURN_IF_ERROR(LoadMoe(prefix + ".mlp", layer));
+    } else {
+      ASSIGN_OR_RETURN(layer.dense, LoadFfn({prefix + ".mlp"}));
+    }
+    return layer;
+  }
+
+  absl::Status LoadMoe(const std::string& prefix, LayerWeights& layer) {
+    ASSIGN_OR_RETURN(layer.router, LoadMatrices({prefix + ".gate.weight"}));
+    std::vector<std::string> names;
+    for (int expert = experts_.begin; expert < experts_.end; ++expert) {
+      names.push_back(fmt::format("{}.experts.{}", prefix, expert));
+    }
+    layer.experts.first_expert = experts_.begin;
+    ASSIGN_OR_RETURN(layer.experts.weights, LoadFfn(names));
+    if (config_.n_shared_experts > 0) {
+      ASSIGN_OR_RETURN(layer.shared, LoadFfn({prefix + ".shared_experts"}));
+    }
+    return absl::OkStatus();
+  }
+
+  /// One weight of all matrices, one under the other.
+  absl::StatusOr<Weight> LoadMatrices(const std::vector<std::string>& names) {
+    std::vector<Tensor> blocks;
+    for (const std::string& name : names) blocks.push_back(Take(name));
+    absl::StatusOr<Weight> weight = device_.LoadWeight(blocks, dtype_);
+    Report();
+    return weight;
+  }
+
+  absl::StatusOr<FfnWeights> LoadFfn(const std::vector<std::string>& prefixes) {
+    std::vector<HostFfn> experts;
+    for (const std::string& prefix : prefixes) {
+      experts.push_back({.gate = Take(prefix + ".gate_proj.weight"),
+                         .up = Take(prefix + ".up_proj.weight"),
+                         .down = Take(prefix + ".down_proj.weight")});
+    }
+    absl::StatusOr<FfnWeights> weights = device_.LoadFfn(experts, dtype_);
+    Report();
+    return weights;
+  }
+
+  /// One vector of all vectors, one after the other.
+  absl::StatusOr<Tensor> LoadVectors(const std::vector<std::string>& names) {
+    const DType file_dtype = tensors_.find(names.front())->second.dtype;
+    std::vector<std::byte> bytes;
+    for (const std::string& name : names) {
+      const Tensor part = Take(name);
+      if (part.dtype != file_dtype) {
+        return absl::InvalidArgumentError(fmt::format("tensor {} is {}, but {} is {}", name,
+                                                      Name(part.dtype), names.front(),
+                                                      Name(file_dtype)));
+      }
+      const auto* data = part.as<const std::byte>();
+      bytes.insert(bytes.end(), data, data + part.size_bytes());
+    }
+    const int64_t elements = static_cast<int64_t>(bytes.size()) / SizeOf(file_dtype);
+    absl::StatusOr<Tensor> vector =
+        device_.LoadTensor(Tensor(bytes.data(), file_dtype, {elements}), dtype_);
+    Report();
+    return vector;
+  }
+
+  /// A selected tensor; it is counted as read and its bytes are on their way from disk.
+  Tensor Take(const std::string& name) {
+    const auto found = tensors_.find(name);
+    SHOAL_CHECK(found != tensors_.end(), "{} is not in the checkpoint's layout", name);
+    Checkpoint::Prefetch(found->second);
+    done_bytes_ += found->second.size_bytes();
+    return found->second;
+  }
+
+  void Report() const {
+    if (progress_) progress_(done_bytes_, total_bytes_);
+  }
+
+  const ModelConfig& config_;
+  const Checkpoint::Tensors tensors_;  // those of this rank
+  const ExpertRange experts_;
+  const DType dtype_;
+  Device& device_;
+  const LoadProgress& progress_;
+  int64_t done_bytes_ = 0;
+  int64_t total_bytes_ = 0;
+};
+
+}  // namespace
+
+ExpertRange ExpertsOfRank(int num_experts, int rank, int num_ranks) {
+  return {num_experts * rank / num_ranks, num_experts * (rank + 1) / num_ranks};
+}
+
+absl::StatusOr<ModelWeights> LoadModelWeights(const ModelConfig& config,
+                                              const Checkpoint& checkpoint, DType dtype,
+                                              Backend& backend, const LoadProgress& progress) {
+  const int num_ranks = backend.communicator->size();
+  if (config.n_routed_experts > 0 && config.n_routed_experts < num_ranks) {
+    return absl::InvalidArgumentError(
+        fmt::format("n_routed_experts is {}, expected at least one for each of the {} ranks",
+                    config.n_routed_experts, num_ranks));
+  }
+  const ExpertRange experts =
+      ExpertsOfRank(config.n_routed_experts, backend.communicator->rank(), num_ranks);
+  ASSIGN_OR_RETURN(Checkpoint::Tensors tensors, SelectTensors(config, checkpoint, experts));
+  WeightLoader loader(config, std::move(tensors), experts, dtype, *backend.device, progress);
+  return loader.Load();
+}
+
+}  // namespace shoal

@@ -1,0 +1,44 @@
+// CpuDevice: system memory as a Device.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "kernels/cpu/thread_pool.h"
+#include "kernels/device.h"
+
+namespace shoal {
+
+/// Weights lie row-major in the storage type: a Weight as [out_features, in_features]; FfnWeights
+/// as gate_up [num_experts, 2 * width, hidden_size], the gate's rows before the up rows, and down
+/// [num_experts, hidden_size, width]. Nothing is ever pending: copies are done when they return.
+class CpuDevice final : public Device {
+ public:
+  CpuDevice(std::shared_ptr<ThreadPool> pool, int64_t memory_limit_bytes);
+  ~CpuDevice() override;
+
+  using Device::Allocate;
+  absl::StatusOr<Tensor> Allocate(DType dtype, std::span<const int64_t> shape) override;
+  int64_t FreeBytes() const override { return memory_limit_bytes_ - used_bytes_; }
+  absl::StatusOr<Tensor> LoadTensor(const Tensor& host, DType dtype) override;
+  absl::StatusOr<Weight> LoadWeight(std::span<const Tensor> row_blocks, DType dtype) override;
+  absl::StatusOr<FfnWeights> LoadFfn(std::span<const HostFfn> experts, DType dtype) override;
+  void CopyFromHost(const void* host, const Tensor& device) override;
+  void CopyToHost(const Tensor& device, void* host) override;
+  absl::Status Synchronize() override { return absl::OkStatus(); }
+
+ private:
+  struct Mapping {
+    void* data = nullptr;
+    int64_t bytes = 0;
+  };
+
+  void Convert(const Tensor& from, const Tensor& to);
+
+  const std::shared_ptr<ThreadPool> pool_;
+  const int64_t memory_limit_bytes_;
+  int64_t used_bytes_ = 0;
+  std::vector<Mapping> mappings_;
+};
+
+}  // namespace shoal

@@ -1,0 +1,168 @@
+#include "kernels/cpu/cpu_ops.h"
+
+#include <cstring>
+#include <utility>
+
+#include "kernels/cpu/norm.h"
+#include "kernels/cpu/routing.h"
+
+namespace shoal {
+namespace {
+
+bool IsActivation(DType dtype) { return dtype == DType::kFloat32 || dtype == DType::kBFloat16; }
+
+/// CHECKs dtype and shape; -1 stands for any size.
+void CheckShape(const char* name, const Tensor& tensor, DType dtype,
+                std::initializer_list<int64_t> shape) {
+  bool matches = tensor.dtype == dtype && tensor.rank == static_cast<int>(shape.size());
+  for (int i = 0; matches && i < tensor.rank; ++i) {
+    const int64_t size = shape.begin()[i];
+    matches = size == -1 || tensor.shape[i] == size;
+  }
+  SHOAL_CHECK(matches, "{} is {} [{}], not {} [{}]", name, Name(tensor.dtype),
+              fmt::join(std::span(tensor.shape.data(), tensor.rank), ", "), Name(dtype),
+              fmt::join(shape, ", "));
+}
+
+void CheckWeight(const char* name, const Tensor& x, DType dtype, int64_t in_features) {
+  SHOAL_CHECK(x.rank == 2 && IsActivation(x.dtype) && x.dtype == dtype && x.shape[1] == in_features,
+              "{} is {} with {} columns, x is {} with {}", name, Name(dtype), in_features,
+              Name(x.dtype), x.shape[1]);
+}
+
+void CheckAttention(const Tensor& qkv, const AttentionMeta& meta, const AttentionShape& shape,
+                    const Tensor& kv) {
+  const int64_t num_tokens = qkv.shape[0];
+  const int64_t heads = shape.num_heads + int64_t{2} * shape.num_kv_heads;
+  SHOAL_CHECK(IsActivation(qkv.dtype) && shape.num_kv_heads > 0 && shape.head_dim % 2 == 0 &&
+                  shape.num_heads % shape.num_kv_heads == 0,
+              "{} heads, {} key heads of {}, {}", shape.num_heads, shape.num_kv_heads,
+              shape.head_dim, Name(qkv.dtype));
+  CheckShape("qkv", qkv, qkv.dtype, {num_tokens, heads * shape.head_dim});
+  CheckShape("kv", kv, qkv.dtype, {-1, 2, shape.num_kv_heads, -1, shape.head_dim});
+  CheckShape("positions", meta.positions, DType::kInt32, {num_tokens});
+}
+
+/// out[i] = table[ids[i]], rows of row_bytes; table has num_rows.
+void CopyRows(ThreadPool& pool, const void* table, int64_t num_rows, const Tensor& ids,
+              const Tensor& out) {
+  const int64_t row_bytes = out.shape[1] * SizeOf(out.dtype);
+  const auto* row_ids = ids.as<const int32_t>();
+  const auto* from = static_cast<const std::byte*>(table);
+  auto* to = out.as<std::byte>();
+  pool.ParallelFor(out.shape[0], GrainFor(row_bytes), [=](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i) {
+      SHOAL_CHECK(row_ids[i] >= 0 && row_ids[i] < num_rows, "row {} of {}", row_ids[i], num_rows);
+      std::memcpy(to + i * row_bytes, from + row_ids[i] * row_bytes, row_bytes);
+    }
+  });
+}
+
+}  // namespace
+
+CpuOps::CpuOps(std::shared_ptr<ThreadPool> pool, Isa isa)
+    : pool_(std::move(pool)), cpu_{pool_.get(), isa}, samplers_(pool_->num_threads()) {}
+
+void CpuOps::Embed(const Tensor& token_ids, const Weight& table, const Tensor& out) {
+  CheckShape("token_ids", token_ids, DType::kInt32, {-1});
+  CheckShape("out", out, table.dtype, {token_ids.shape[0], table.in_features});
+  CopyRows(*pool_, table.data, table.out_features, token_ids, out);
+}
+
+void CpuOps::GatherRows(const Tensor& x, const Tensor& row_ids, const Tensor& out) {
+  CheckShape("row_ids", row_ids, DType::kInt32, {-1});
+  CheckShape("out", out, x.dtype, {row_ids.shape[0], x.shape[1]});
+  CopyRows(*pool_, x.data, x.shape[0], row_ids, out);
+}
+
+void CpuOps::AddRmsNorm(const Tensor& delta, const Tensor& residual, const Tensor& weight,
+                        float epsilon, const Tensor& out) {
+  const int64_t num_tokens = residual.shape[0], hidden_size = residual.shape[1];
+  if (!delta.empty()) CheckShape("delta", delta, residual.dtype, {num_tokens, hidden_size});
+  CheckShape("weight", weight, residual.dtype, {hidden_size});
+  CheckShape("out", out, residual.dtype, {num_tokens, hidden_size});
+  AddRmsNormRows(cpu_, delta, residual, weight, epsilon, out);
+}
+
+void CpuOps::Linear(const Tensor& x, const Weight& weight, const Tensor& bias, const Tensor& out) {
+  CheckWeight("weight", x, weight.dtype, weight.in_features);
+  SHOAL_CHECK(out.dtype == x.dtype || out.dtype == DType::kFloat32, "out is {}, x {}",
+              Name(out.dtype), Name(x.dtype));
+  CheckShape("out", out, out.dtype, {x.shape[0], -1});
+  SHOAL_CHECK(out.shape[1] <= weight.out_features, "{} columns of a weight with {} rows",
+              out.shape[1], weight.out_features);
+  if (!bias.empty()) CheckShape("bias", bias, x.dtype, {out.shape[1]});
+  MultiplyRows(cpu_, float_rows_.Widen(x, *pool_), weight, bias, out);
+}
+
+void CpuOps::RopeAndWriteKv(const Tensor& qkv, const Tensor& rope_table, const AttentionMeta& meta,
+                            const AttentionShape& shape, const Tensor& kv) {
+  CheckAttention(qkv, meta, shape, kv);
+  CheckShape("rope_table", rope_table, DType::kFloat32, {-1, shape.head_dim / 2, 2});
+  CheckShape("slot_mapping", meta.slot_mapping, DType::kInt32, {qkv.shape[0]});
+  RopeAndWriteKvRows(cpu_, qkv, rope_table, meta, shape, kv);
+}
+
+void CpuOps::PagedAttention(const Tensor& qkv, const Tensor& kv, const AttentionMeta& meta,
+                            const AttentionShape& shape, const Tensor& out) {
+  CheckAttention(qkv, meta, shape, kv);
+  CheckShape("cu_seqlens", meta.cu_seqlens, DType::kInt32, {-1});
+  CheckShape("block_tables", meta.block_tables, DType::kInt32, {meta.cu_seqlens.shape[0] - 1, -1});
+  CheckShape("out", out, qkv.dtype, {qkv.shape[0], int64_t{shape.num_heads} * shape.head_dim});
+  attention_.Run(cpu_, qkv, kv, meta, shape, out);
+}
+
+void CpuOps::DenseFfn(const Tensor& x, const FfnWeights& weights, const Tensor& out) {
+  CheckWeight("weights", x, weights.dtype, weights.hidden_size);
+  CheckShape("out", out, x.dtype, {x.shape[0], x.shape[1]});
+  SHOAL_CHECK(weights.num_experts == 1, "{} experts", weights.num_experts);
+  ffn_.RunDense(cpu_, x, weights, out);
+}
+
+void CpuOps::RouteTopK(const Tensor& x, const Weight& router, bool renormalize,
+                       const Routing& routing) {
+  CheckWeight("router", x, router.dtype, router.in_features);
+  const int64_t num_tokens = x.shape[0], num_experts = router.out_features;
+  CheckShape("expert_ids", routing.expert_ids, DType::kInt32, {num_tokens, -1});
+  const int64_t top_k = routing.expert_ids.shape[1];
+  SHOAL_CHECK(top_k <= num_experts, "top {} of {} experts", top_k, num_experts);
+  CheckShape("weights", routing.weights, DType::kFloat32, {num_tokens, top_k});
+  float* values = router_logits_.Reserve(num_tokens * num_experts);
+  const Tensor logits(values, DType::kFloat32, {num_tokens, num_experts});
+  MultiplyRows(cpu_, float_rows_.Widen(x, *pool_), router, {}, logits);
+  RouteRows(cpu_, values, num_experts, renormalize, routing);
+}
+
+void CpuOps::ExpertFfn(const Tensor& x, const Routing& routing, const LocalExperts& experts,
+                       const Tensor& rows) {
+  CheckWeight("experts", x, experts.weights.dtype, experts.weights.hidden_size);
+  CheckShape("expert_ids", routing.expert_ids, DType::kInt32, {x.shape[0], -1});
+  CheckShape("rows", rows, x.dtype, {x.shape[0], routing.expert_ids.shape[1], x.shape[1]});
+  ffn_.RunRouted(cpu_, x, routing, experts, rows);
+}
+
+void CpuOps::Combine(const Tensor& rows, const Routing& routing, const Tensor& shared,
+                     const Tensor& residual) {
+  const int64_t num_tokens = residual.shape[0], hidden_size = residual.shape[1];
+  if (!rows.empty()) {
+    CheckShape("rows", rows, residual.dtype, {num_tokens, -1, hidden_size});
+    CheckShape("weights", routing.weights, DType::kFloat32, {num_tokens, rows.shape[1]});
+  }
+  if (!shared.empty()) CheckShape("shared", shared, residual.dtype, {num_tokens, hidden_size});
+  CombineRows(cpu_, rows, routing, shared, residual);
+}
+
+void CpuOps::Sample(const Tensor& logits, const Tensor& rows, const Tensor& out) {
+  CheckShape("logits", logits, DType::kFloat32, {-1, -1});
+  const int64_t num_rows = logits.shape[0], vocab = logits.shape[1];
+  CheckShape("rows", rows, DType::kByte, {num_rows * static_cast<int64_t>(sizeof(SamplingRow))});
+  CheckShape("out", out, DType::kByte, {num_rows * static_cast<int64_t>(sizeof(SampledRow))});
+  pool_->ParallelFor(num_rows, GrainFor(vocab), [&](int64_t begin, int64_t end, int thread) {
+    for (int64_t i = begin; i < end; ++i) {
+      out.as<SampledRow>()[i] = samplers_[thread].Sample(
+          cpu_.isa, logits.as<const float>() + i * vocab, vocab, rows.as<const SamplingRow>()[i]);
+    }
+  });
+}
+
+}  // namespace shoal

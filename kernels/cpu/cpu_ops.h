@@ -1,0 +1,52 @@
+// CpuOps: the stages of the forward pass on the CPU.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "kernels/cpu/attention.h"
+#include "kernels/cpu/ffn.h"
+#include "kernels/cpu/linear.h"
+#include "kernels/cpu/sampling.h"
+#include "kernels/ops.h"
+
+namespace shoal {
+
+/// Checks shapes and shares the rows of each stage among the threads. Every op is done when it
+/// returns. Each row is computed in an order of its own, so results depend on neither the number of
+/// threads nor the other rows.
+class CpuOps final : public Ops {
+ public:
+  /// `isa` must be one that this machine has.
+  CpuOps(std::shared_ptr<ThreadPool> pool, Isa isa);
+
+  void Embed(const Tensor& token_ids, const Weight& table, const Tensor& out) override;
+  void AddRmsNorm(const Tensor& delta, const Tensor& residual, const Tensor& weight, float epsilon,
+                  const Tensor& out) override;
+  void Linear(const Tensor& x, const Weight& weight, const Tensor& bias,
+              const Tensor& out) override;
+  void RopeAndWriteKv(const Tensor& qkv, const Tensor& rope_table, const AttentionMeta& meta,
+                      const AttentionShape& shape, const Tensor& kv) override;
+  void PagedAttention(const Tensor& qkv, const Tensor& kv, const AttentionMeta& meta,
+                      const AttentionShape& shape, const Tensor& out) override;
+  void DenseFfn(const Tensor& x, const FfnWeights& weights, const Tensor& out) override;
+  void RouteTopK(const Tensor& x, const Weight& router, bool renormalize,
+                 const Routing& routing) override;
+  void ExpertFfn(const Tensor& x, const Routing& routing, const LocalExperts& experts,
+                 const Tensor& rows) override;
+  void Combine(const Tensor& rows, const Routing& routing, const Tensor& shared,
+               const Tensor& residual) override;
+  void GatherRows(const Tensor& x, const Tensor& row_ids, const Tensor& out) override;
+  void Sample(const Tensor& logits, const Tensor& rows, const Tensor& out) override;
+
+ private:
+  const std::shared_ptr<ThreadPool> pool_;
+  const Cpu cpu_;
+  FloatRows float_rows_;
+  Scratch<float> router_logits_;
+  AttentionRunner attention_;
+  FfnRunner ffn_;
+  std::vector<RowSampler> samplers_;  // one per thread
+};
+
+}  // namespace shoal

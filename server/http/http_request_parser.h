@@ -1,0 +1,64 @@
+// HttpRequestParser: bytes to HTTP/1.1 requests, strictly (RFC 9112). Knows no sockets.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "server/http/http_exchange.h"
+
+namespace shoal {
+
+/// Why bytes are not a request that we take: the status to answer with and one sentence.
+struct HttpParseError {
+  int status = 400;
+  std::string message;
+};
+
+/// Parses one request: first the head, then, once the head is accepted, the body. What smuggling
+/// attacks are made of is refused: two lengths, bare CR or LF, folded lines, NUL, unknown transfer
+/// codings.
+class HttpRequestParser {
+ public:
+  HttpRequestParser(int64_t max_header_bytes, int64_t max_body_bytes);
+  ~HttpRequestParser();
+
+  /// Takes the head from the front of `bytes` if it is complete.
+  std::optional<HttpParseError> ParseHead(std::string& bytes);
+  /// Takes what belongs to the body from the front of `bytes`.
+  std::optional<HttpParseError> ParseBody(std::string& bytes);
+
+  bool head_done() const { return head_done_; }
+  bool done() const;
+
+  // From head_done() on.
+  bool has_body() const;
+  /// A declared length above the limit, or a method that needs a length and has none.
+  std::optional<HttpParseError> CheckLength() const;
+  bool keep_alive() const;
+  bool is_http_1_0() const;
+  bool expects_continue() const;
+  /// Value of a header field; empty if it is missing.
+  std::string_view Header(std::string_view name) const;
+
+  /// The request; its body is there from done() on, its id always.
+  HttpRequest& request() { return request_; }
+
+ private:
+  struct Impl;
+
+  std::optional<HttpParseError> CheckRawHead(std::string_view head);
+  std::optional<HttpParseError> CheckFields() const;
+  std::optional<HttpParseError> TakeTarget();
+
+  const int64_t max_header_bytes_;
+  const int64_t max_body_bytes_;
+  std::unique_ptr<Impl> impl_;
+  size_t num_checked_ = 0;  // bytes of an incomplete head that CheckRawHead has seen
+  bool head_done_ = false;
+  HttpRequest request_;
+};
+
+}  // namespace shoal

@@ -1,0 +1,199 @@
+#include "server/service/generation.h"
+
+#include <algorithm>
+#include <mutex>
+#include <span>
+#include <utility>
+
+#include "server/service/text_assembler.h"
+
+namespace shoal {
+namespace {
+
+double Seconds(Clock::duration duration) { return std::chrono::duration<double>(duration).count(); }
+
+bool Contains(const std::vector<int32_t>& ids, int32_t id) {
+  return std::find(ids.begin(), ids.end(), id) != ids.end();
+}
+
+}  // namespace
+
+/// Stands between the engine thread and a caller who may be gone.
+class Generation::WakeGate {
+ public:
+  explicit WakeGate(std::function<void()> wake) : wake_(std::move(wake)) {}
+
+  void Wake() {
+    const std::lock_guard lock(mutex_);
+    if (wake_) wake_();
+  }
+  void Close() {
+    const std::lock_guard lock(mutex_);
+    wake_ = nullptr;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::function<void()> wake_;
+};
+
+struct Generation::Choice {
+  Choice(const Options& options, int index, std::shared_ptr<Request> request)
+      : index(index),
+        request(std::move(request)),
+        text(options.tokenizer, options.skip_special_tokens, options.strip_leading_space,
+             options.stop),
+        needs_prompt(options.echo) {}
+
+  const int index;
+  const std::shared_ptr<Request> request;
+  TextAssembler text;
+  bool needs_prompt;      // the echoed prompt is still to come
+  size_t num_tokens = 0;  // generated tokens taken from the stream
+  bool done = false;
+  Clock::time_point first_token;  // when they were seen here
+  Clock::time_point last_token;
+};
+
+Generation::Generation(Options options, std::function<void()> wake)
+    : options_(std::move(options)), wake_(std::make_shared<WakeGate>(std::move(wake))) {}
+
+Generation::~Generation() {
+  wake_->Close();
+  for (const auto& choice : choices_) {
+    if (choice->done) continue;
+    choice->request->Cancel();
+    Report(*choice, FinishReason::kCancel, choice->request->stream().finish());
+  }
+}
+
+absl::Status Generation::Submit(Engine* engine, std::shared_ptr<Request> request) {
+  request->stream().SetWake([gate = wake_] { gate->Wake(); });
+  RETURN_IF_ERROR(engine->Submit(request));
+  choices_.push_back(
+      std::make_unique<Choice>(options_, static_cast<int>(choices_.size()), std::move(request)));
+  return absl::OkStatus();
+}
+
+std::vector<GenerationDelta> Generation::Poll() {
+  std::vector<GenerationDelta> deltas;
+  for (const auto& choice : choices_) {
+    if (!choice->done) Advance(*choice, &deltas);
+  }
+  return deltas;
+}
+
+bool Generation::done() const {
+  return std::all_of(choices_.begin(), choices_.end(), [](const auto& c) { return c->done; });
+}
+
+Usage Generation::usage() const {
+  Usage usage;
+  for (const auto& choice : choices_) {
+    usage.completion_tokens += static_cast<int64_t>(choice->num_tokens);
+  }
+  if (!choices_.empty()) {
+    Request& first = *choices_[0]->request;
+    usage.prompt_tokens = static_cast<int64_t>(first.prompt_token_ids().size());
+    if (const FinishInfo* finish = first.stream().finish()) {
+      usage.cached_tokens = finish->num_cached_tokens;
+    }
+  }
+  return usage;
+}
+
+void Generation::Advance(Choice& choice, std::vector<GenerationDelta>* deltas) {
+  TokenStream& stream = choice.request->stream();
+  const FinishInfo* finish = stream.finish();  // before tokens(): if set, they are complete
+  const std::span<const TokenOutput> tokens = stream.tokens();
+  if (choice.needs_prompt && (finish != nullptr || !tokens.empty())) PushPrompt(choice);
+  PushOutput(choice, tokens);
+  if (finish != nullptr) choice.text.Finish();
+  if (choice.text.stop() != nullptr) choice.request->Cancel();
+
+  GenerationDelta delta;
+  delta.index = choice.index;
+  choice.text.Take(&delta);
+  if (finish != nullptr) End(choice, *finish, &delta);
+  if (!delta.text.empty() || !delta.tokens.empty() || delta.finish_reason) {
+    deltas->push_back(std::move(delta));
+  }
+}
+
+void Generation::PushPrompt(Choice& choice) {
+  choice.needs_prompt = false;
+  const std::span<const TokenOutput> outputs = choice.request->stream().prompt();
+  const std::vector<int32_t>& ids = choice.request->prompt_token_ids();
+  for (size_t i = 0; i < ids.size(); ++i) {
+    GenerationDelta::Token token;
+    token.token_id = ids[i];
+    token.bytes = options_.tokenizer->TokenBytes(ids[i]);
+    if (i > 0 && i < outputs.size()) {  // nothing predicts the first token
+      token.logprob = outputs[i].logprob;
+      token.top_logprobs = outputs[i].top_logprobs;
+    }
+    choice.text.Push(std::move(token), TextAssembler::Part::kPrompt);
+  }
+}
+
+void Generation::PushOutput(Choice& choice, std::span<const TokenOutput> tokens) {
+  const SamplingParams& sampling = choice.request->sampling();
+  const size_t first = choice.num_tokens;
+  while (choice.num_tokens < tokens.size() && choice.text.stop() == nullptr) {
+    const TokenOutput& output = tokens[choice.num_tokens++];
+    GenerationDelta::Token token;
+    token.token_id = output.token_id;
+    token.bytes = options_.tokenizer->TokenBytes(output.token_id);
+    if (sampling.logprobs >= 0) {
+      token.logprob = output.logprob;
+      token.top_logprobs = output.top_logprobs;
+    }
+    choice.text.Push(std::move(token), Contains(sampling.stop_token_ids, output.token_id)
+                                           ? TextAssembler::Part::kStopToken
+                                           : TextAssembler::Part::kOutput);
+  }
+  if (choice.num_tokens == first) return;
+
+  const Clock::time_point now = Clock::now();
+  if (first == 0) choice.first_token = choice.last_token = now;
+  const size_t num_next = choice.num_tokens - std::max<size_t>(first, 1);
+  for (size_t i = 0; i < num_next && options_.observer != nullptr; ++i) {
+    options_.observer->OnNextToken(Seconds(now - choice.last_token) /
+                                   static_cast<double>(num_next));
+  }
+  choice.last_token = now;
+}
+
+void Generation::End(Choice& choice, const FinishInfo& finish, GenerationDelta* delta) {
+  choice.done = true;
+  delta->finish_reason = finish.reason;
+  delta->status = finish.status;
+  const std::span<const TokenOutput> tokens = choice.request->stream().tokens();
+  if (choice.text.stop() != nullptr) {
+    delta->finish_reason = FinishReason::kStop;
+    delta->stop_reason = *choice.text.stop();
+    delta->status = absl::OkStatus();
+  } else if (finish.reason == FinishReason::kStop && !tokens.empty() &&
+             Contains(options_.stop_token_ids, tokens.back().token_id)) {
+    delta->stop_reason = tokens.back().token_id;
+  }
+  Report(choice, *delta->finish_reason, &finish);
+}
+
+void Generation::Report(const Choice& choice, FinishReason reason, const FinishInfo* finish) {
+  if (options_.observer == nullptr) return;
+  const Clock::time_point arrival = choice.request->arrival();
+  Usage usage;
+  usage.prompt_tokens = static_cast<int64_t>(choice.request->prompt_token_ids().size());
+  usage.completion_tokens = static_cast<int64_t>(choice.num_tokens);
+  if (finish != nullptr) {
+    usage.cached_tokens = finish->num_cached_tokens;
+    if (choice.num_tokens > 0) {
+      options_.observer->OnFirstToken(Seconds(choice.first_token - arrival),
+                                      Seconds(finish->first_scheduled - arrival));
+    }
+  }
+  options_.observer->OnFinished(reason, Seconds(Clock::now() - arrival), usage);
+}
+
+}  // namespace shoal

@@ -1,0 +1,97 @@
+// Generation: the running choices of one call, as text.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "engine/engine.h"
+#include "tokenizer/tokenizer.h"
+
+namespace shoal {
+
+/// Text and tokens that a choice gained.
+struct GenerationDelta {
+  struct Token {
+    int32_t token_id = 0;
+    std::string bytes;             // what the token stands for; may be part of a code point
+    std::optional<float> logprob;  // none: not asked for, or first token of the prompt
+    std::vector<TokenLogprob> top_logprobs;
+    size_t text_offset = 0;  // code points of the choice's text before this token
+  };
+
+  int index = 0;     // choice
+  std::string text;  // whole code points
+  std::vector<Token> tokens;
+  std::optional<FinishReason> finish_reason;  // set in the choice's last delta
+  /// What the client asked to stop at: a stop string or one of its stop_token_ids.
+  std::variant<std::monostate, std::string, int32_t> stop_reason;
+  absl::Status status;  // why, if finish_reason is kError
+};
+
+struct Usage {
+  int64_t prompt_tokens = 0;
+  int64_t completion_tokens = 0;
+  int64_t cached_tokens = 0;
+};
+
+/// Hears of every request's progress. Thread: any.
+class GenerationObserver {
+ public:
+  virtual ~GenerationObserver() = default;
+  /// Reported together with the request's end, when both durations are known.
+  virtual void OnFirstToken(double seconds_since_arrival, double queue_seconds) = 0;
+  virtual void OnNextToken(double seconds_since_previous) = 0;
+  virtual void OnFinished(FinishReason reason, double seconds, const Usage& usage) = 0;
+};
+
+/// All choices of one call. Destroying it cancels what still runs. Thread: one at a time.
+class Generation {
+ public:
+  struct Options {
+    const Tokenizer* tokenizer = nullptr;
+    GenerationObserver* observer = nullptr;  // may be null
+    std::vector<std::string> stop;
+    std::vector<int32_t> stop_token_ids;  // the client's own, for stop_reason
+    bool echo = false;
+    bool skip_special_tokens = true;
+    bool strip_leading_space = false;  // of the completion's text, one
+  };
+
+  /// `wake` is called from the engine thread and never after the destructor returned.
+  Generation(Options options, std::function<void()> wake);
+  ~Generation();
+  Generation(const Generation&) = delete;
+  Generation& operator=(const Generation&) = delete;
+
+  /// Adds a choice. Errors as Engine::Submit.
+  absl::Status Submit(Engine* engine, std::shared_ptr<Request> request);
+
+  /// What is new since the last call; empty if nothing is.
+  std::vector<GenerationDelta> Poll();
+  /// Every choice has delivered its finish_reason.
+  bool done() const;
+  /// So far; the prompt counts once, completions of all choices are added. cached_tokens is known
+  /// at the end.
+  Usage usage() const;
+
+ private:
+  struct Choice;
+  class WakeGate;
+
+  void Advance(Choice& choice, std::vector<GenerationDelta>* deltas);
+  void PushPrompt(Choice& choice);
+  void PushOutput(Choice& choice, std::span<const TokenOutput> tokens);
+  void End(Choice& choice, const FinishInfo& finish, GenerationDelta* delta);
+  void Report(const Choice& choice, FinishReason reason, const FinishInfo* finish);
+
+  const Options options_;
+  const std::shared_ptr<WakeGate> wake_;
+  std::vector<std::unique_ptr<Choice>> choices_;
+};
+
+}  // namespace shoal

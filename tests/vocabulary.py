@@ -1,0 +1,23 @@
+"""The tokenizer's vocabulary as bytes, read from tokenizer.json (byte-level BPE)."""
+
+import json
+
+
+def byte_alphabet():
+    """{letter: byte} of byte-level BPE: printable Latin-1 stands for itself, the other bytes for
+    the code points from 256 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+def read_vocabulary(directory):
+    """{id: bytes} of all tokens; added tokens stand for their own text."""
+    tokenizer = json.loads((directory / "tokenizer.json").read_text())
+    letters = byte_alphabet()
+    tokens = {
+        token_id: bytes(letters[letter] for letter in text)
+        for text, token_id in tokenizer["model"]["vocab"].items()
+    }
+    added = {token["id"]: token["content"].encode() for token in tokenizer["added_tokens"]}
+    return tokens | added
