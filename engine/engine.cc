@@ -1,7 +1,6 @@
 #include "engine/engine.h"
 
 #include <algorithm>
-#include <cmath>
 #include <utility>
 
 #include "engine/execution/worker.h"
@@ -30,6 +29,7 @@ absl::Status CheckAgainstModel(const EngineConfig& config, const ModelConfig& mo
   return absl::OkStatus();
 }
 
+/// float16 is computed as bfloat16.
 DType ChooseDType(const EngineConfig& config, const ModelConfig& model) {
   if (config.dtype == "auto") {
     return model.torch_dtype == DType::kFloat32 ? DType::kFloat32 : DType::kBFloat16;

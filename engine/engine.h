@@ -21,14 +21,14 @@ class Worker;
 
 /// How to load a model and how much to run at once.
 struct EngineConfig {
-  std::string model_directory;            // checkpoint in Hugging Face layout
-  std::string dtype = "auto";             // "auto" (the checkpoint's), "bfloat16" or "float32"
-  std::string device = "cpu";             // "auto" or "cpu"
-  int threads = 0;                        // compute threads; 0: one per core
-  int expert_parallel = 1;                // ranks
-  int32_t max_model_len = 0;              // 0: the model's max_position_embeddings
-  int32_t max_num_seqs = 64;              // sequences that run at once
-  int32_t max_num_batched_tokens = 512;   // tokens per step
+  std::string model_directory;           // checkpoint in Hugging Face layout
+  std::string dtype = "auto";            // "bfloat16", "float32" or "auto": what the checkpoint has
+  std::string device = "cpu";            // "auto" or "cpu"
+  int threads = 0;                       // compute threads; 0: one per core
+  int expert_parallel = 1;               // ranks
+  int32_t max_model_len = 0;             // 0: the model's max_position_embeddings
+  int32_t max_num_seqs = 64;             // sequences that run at once
+  int32_t max_num_batched_tokens = 512;  // tokens per step
   int32_t max_num_queued_requests = 256;  // waiting beyond the running ones
   int32_t block_size = 16;                // tokens per KV block
   bool enable_prefix_caching = true;

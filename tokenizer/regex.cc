@@ -22,7 +22,6 @@ class Rewriter {
   explicit Rewriter(std::string_view pattern) : pattern_(pattern) {}
 
   absl::StatusOr<std::string> Run() {
-    SkipRepeatedStarts();
     while (at_ < pattern_.size()) {
       const char c = pattern_[at_];
       if (c == '\\') {
@@ -41,14 +40,6 @@ class Rewriter {
   }
 
  private:
-  // `\s+` at the start of a pattern that then fails, as `\s+$` may, fails again from every later
-  // character of the same white space: a search would be quadratic. One lookbehind tells it so.
-  void SkipRepeatedStarts() {
-    if (pattern_.starts_with("\\s+") && pattern_.find('|') == pattern_.npos) {
-      rewritten_ = "(?:\\G|(?<!\\p{White_Space}))";
-    }
-  }
-
   // PCRE2's own \s also takes U+180E, which is not white space since Unicode 6.3.
   absl::Status Escape() {
     const char c = at_ + 1 < pattern_.size() ? pattern_[at_ + 1] : '\0';
@@ -134,7 +125,8 @@ absl::StatusOr<Regex> Regex::CompilePcre2(const std::string& pattern, uint32_t o
         fmt::format("the regular expression is not valid at byte {}: {}", offset,
                     reinterpret_cast<const char*>(message.data())));
   }
-  // Without executable memory PCRE2 interprets: the same matches, slower.
+  // Compiled code remembers where a run of characters failed, so that `\s+$` is linear. Without
+  // executable memory PCRE2 interprets: the same matches, slower, and quadratic there.
   pcre2_jit_compile(regex.code_.get(), PCRE2_JIT_COMPLETE);
   regex.limits_.reset(pcre2_match_context_create(nullptr));
   pcre2_set_match_limit(regex.limits_.get(), kMaxSteps);

@@ -65,10 +65,11 @@ class Parser {
     }
     letters_index_ = HashIndex(vocab.value().size());
     for (const auto& [letters, id_value] : vocab.value().items()) {
-      ASSIGN_OR_RETURN(const int32_t id, vocab[letters].Id());
+      const JsonNode node(&id_value, fmt::format("{}.{}", vocab.path(), letters));
+      ASSIGN_OR_RETURN(const int32_t id, node.Id());
       Reserve(id);
       if (!letters_[id].empty() || letters.empty()) {
-        return vocab[letters].Unsupported("one text for each id, not empty");
+        return node.Unsupported("one text for each id, not empty");
       }
       letters_[id] = letters;
       letters_index_.Insert(std::hash<std::string_view>()(letters), id);

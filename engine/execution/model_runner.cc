@@ -39,8 +39,8 @@ absl::Status ModelRunner::AllocateRows() {
   Device& device = *backend_->device;
   const int64_t rows = kMaxLogitsRows;
   ASSIGN_OR_RETURN(row_ids_, device.Allocate(DType::kInt32, {rows}));
-  ASSIGN_OR_RETURN(sampling_, device.Allocate(DType::kByte, {rows, sizeof(SamplingRow)}));
-  ASSIGN_OR_RETURN(sampled_, device.Allocate(DType::kByte, {rows, sizeof(SampledRow)}));
+  ASSIGN_OR_RETURN(sampling_, device.Allocate(DType::kByte, {rows * int64_t{sizeof(SamplingRow)}}));
+  ASSIGN_OR_RETURN(sampled_, device.Allocate(DType::kByte, {rows * int64_t{sizeof(SampledRow)}}));
   return absl::OkStatus();
 }
 
@@ -61,8 +61,8 @@ StepResult ModelRunner::Run(const ScheduledBatch& batch) {
 void ModelRunner::SampleRows(int64_t begin, int64_t count, std::span<SampledRow> out) {
   Device& device = *backend_->device;
   const Tensor row_ids = row_ids_.Rows(0, count);
-  const Tensor sampling = sampling_.Rows(0, count);
-  const Tensor sampled = sampled_.Rows(0, count);
+  const Tensor sampling = sampling_.Rows(0, count * int64_t{sizeof(SamplingRow)});
+  const Tensor sampled = sampled_.Rows(0, count * int64_t{sizeof(SampledRow)});
   device.CopyFromHost(batch_builder_.logits_rows().data() + begin, row_ids);
   device.CopyFromHost(batch_builder_.sampling().data() + begin, sampling);
   backend_->ops->Sample(model_->Logits(row_ids), sampling, sampled);

@@ -54,8 +54,8 @@ class ModelRunner {
   BatchBuilder batch_builder_;
   const KvCache kv_cache_;
   Tensor row_ids_;   // [kMaxLogitsRows] int32
-  Tensor sampling_;  // [kMaxLogitsRows, sizeof(SamplingRow)] bytes
-  Tensor sampled_;   // [kMaxLogitsRows, sizeof(SampledRow)] bytes
+  Tensor sampling_;  // [kMaxLogitsRows * sizeof(SamplingRow)] bytes
+  Tensor sampled_;   // [kMaxLogitsRows * sizeof(SampledRow)] bytes
 };
 
 }  // namespace shoal

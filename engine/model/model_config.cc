@@ -249,6 +249,7 @@ absl::StatusOr<ModelConfig> ParseModelConfig(std::string_view text) {
   reader.ReadBool("tie_word_embeddings", &config.tie_word_embeddings);
   reader.ReadIntegerOrNull("bos_token_id", 1 << 24, -1, &config.bos_token_id);
   reader.ReadIntegerOrNull("eos_token_id", 1 << 24, -1, &config.eos_token_id);
+  reader.ReadDType("dtype", &config.torch_dtype);  // its name in files of newer tools
   reader.ReadDType("torch_dtype", &config.torch_dtype);
   reader.ReadNumber("initializer_range", 0, 1000, &config.initializer_range);
   RETURN_IF_ERROR(reader.status());

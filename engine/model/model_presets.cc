@@ -5,7 +5,8 @@
 namespace shoal {
 namespace {
 
-/// 16B's structure at a size for tests; initializer_range keeps its logits as spread as 16B's.
+/// 16B's structure at a size for tests, with the token ids of deploy/tokenizer. initializer_range
+/// keeps its logits as spread as 16B's.
 constexpr ModelConfig kTiny = {
     .vocab_size = 2048,
     .hidden_size = 128,
@@ -19,8 +20,8 @@ constexpr ModelConfig kTiny = {
     .num_experts_per_tok = 4,
     .first_k_dense_replace = 1,
     .max_position_embeddings = 4096,
-    .bos_token_id = 0,
-    .eos_token_id = 1,
+    .bos_token_id = 2033,
+    .eos_token_id = 2034,
     .initializer_range = 0.08,
 };
 

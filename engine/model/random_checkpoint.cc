@@ -1,6 +1,8 @@
 #include "engine/model/random_checkpoint.h"
 
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <filesystem>
@@ -96,12 +98,21 @@ class NormalSource {
                        std::span<std::byte> out) {
     constexpr size_t kPerDraw = 4;  // 16 bits of each 64 choose a quantile
     constexpr uint64_t kStep = 0x9e3779b97f4a7c15u;
-    uint64_t counter = key + kStep * (static_cast<uint64_t>(first) / kPerDraw);
-    for (size_t at = 0; at < out.size(); at += kPerDraw * sizeof(Element), counter += kStep) {
-      const uint64_t draw = Scatter(counter);
-      const Element elements[kPerDraw] = {table[draw & 0xffff], table[draw >> 16 & 0xffff],
-                                          table[draw >> 32 & 0xffff], table[draw >> 48]};
-      std::memcpy(&out[at], elements, std::min(sizeof(elements), out.size() - at));
+    const auto draw_at = [&](size_t index) {
+      const uint64_t draw =
+          Scatter(key + kStep * (static_cast<uint64_t>(first) / kPerDraw + index));
+      return std::array{table[draw & 0xffff], table[draw >> 16 & 0xffff],
+                        table[draw >> 32 & 0xffff], table[draw >> 48]};
+    };
+    constexpr size_t kDrawBytes = kPerDraw * sizeof(Element);
+    const size_t num_whole = out.size() / kDrawBytes;
+    for (size_t i = 0; i < num_whole; ++i) {
+      const auto elements = draw_at(i);
+      std::memcpy(&out[i * kDrawBytes], elements.data(), kDrawBytes);
+    }
+    if (const size_t rest = out.size() % kDrawBytes; rest > 0) {
+      const auto elements = draw_at(num_whole);
+      std::memcpy(&out[num_whole * kDrawBytes], elements.data(), rest);
     }
   }
 

@@ -108,6 +108,7 @@ class WeightLoader {
   /// One weight of all matrices, one under the other.
   absl::StatusOr<Weight> LoadMatrices(const std::vector<std::string>& names) {
     std::vector<Tensor> blocks;
+    blocks.reserve(names.size());
     for (const std::string& name : names) blocks.push_back(Take(name));
     absl::StatusOr<Weight> weight = device_.LoadWeight(blocks, dtype_);
     Report();
@@ -116,6 +117,7 @@ class WeightLoader {
 
   absl::StatusOr<FfnWeights> LoadFfn(const std::vector<std::string>& prefixes) {
     std::vector<HostFfn> experts;
+    experts.reserve(prefixes.size());
     for (const std::string& prefix : prefixes) {
       experts.push_back({.gate = Take(prefix + ".gate_proj.weight"),
                          .up = Take(prefix + ".up_proj.weight"),

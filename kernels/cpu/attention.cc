@@ -1,7 +1,12 @@
 #include "kernels/cpu/attention.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
+
+#include "kernels/cpu/dot_rows.h"
+#include "kernels/cpu/element.h"
 
 namespace shoal {
 namespace {
@@ -133,7 +138,7 @@ void WidenRows(const T* from, int64_t count, int64_t n, int64_t stride, float* t
   }
 }
 
-/// One layer's attention, as one tile sees it.
+/// One layer's attention.
 template <typename T>
 struct Layer {
   const T* qkv = nullptr;
@@ -146,77 +151,97 @@ struct Layer {
   int64_t qkv_width() const {
     return (shape.num_heads + int64_t{2} * shape.num_kv_heads) * shape.head_dim;
   }
+};
 
-  /// The keys [begin, end) of a sequence, for one key head, with their values.
-  void WidenKeys(const int32_t* blocks, int64_t kv_head, int64_t begin, int64_t end,
-                 const TileWork& work) const {
-    const int64_t head_elements = block_size * shape.head_dim;
-    const int64_t to_values = shape.num_kv_heads * head_elements;
-    for (int64_t key = begin; key < end;) {
-      const int64_t offset = key % block_size;
-      const int64_t count = std::min(block_size - offset, end - key);
-      const T* keys =
-          kv +
-          (int64_t{2} * blocks[key / block_size] * shape.num_kv_heads + kv_head) * head_elements +
-          offset * shape.head_dim;
-      const int64_t at = (key - begin) * work.stride;
-      WidenRows(keys, count, shape.head_dim, work.stride, work.keys + at);
-      WidenRows(keys + to_values, count, shape.head_dim, work.stride, work.values + at);
-      key += count;
-    }
-  }
+/// Queries of one sequence with the heads that share one key head.
+template <typename T>
+struct HeadTile {
+  const Layer<T>& layer;
+  int64_t kv_head = 0;
+  int64_t first_token = 0;
+  int64_t num_tokens = 0;
+  const int32_t* positions = nullptr;  // of the tile's tokens
+  const int32_t* blocks = nullptr;     // of the sequence
+  TileWork work;
 
-  /// Attends the queries [token, token + num_tokens) of one sequence with the heads of one key
-  /// head.
-  void AttendTile(const Cpu& cpu, int64_t token, int64_t num_tokens, const int32_t* positions,
-                  const int32_t* blocks, int64_t kv_head, const TileWork& work) const {
-    const int64_t head_dim = shape.head_dim, first_head = kv_head * group();
-    for (int64_t t = 0; t < num_tokens; ++t) {
-      WidenRows(qkv + (token + t) * qkv_width() + first_head * head_dim, group(), head_dim,
-                work.stride, work.queries + t * group() * work.stride);
-    }
+  void Attend(Isa isa) const {
+    WidenQueries();
     std::fill_n(work.sums, work.num_rows * work.stride, 0.0f);
     std::fill_n(work.most, work.num_rows, -std::numeric_limits<float>::infinity());
     std::fill_n(work.total, work.num_rows, 0.0f);
     const int64_t num_keys = *std::max_element(positions, positions + num_tokens) + 1;
     for (int64_t begin = 0; begin < num_keys; begin += kKeys) {
       const int64_t end = std::min(begin + kKeys, num_keys);
-      WidenKeys(blocks, kv_head, begin, end, work);
-      AttendBlock(cpu, num_tokens, positions, begin, end, work);
+      WidenKeys(begin, end);
+      Score(isa, end - begin);
+      AddKeys(isa, begin, end);
     }
-    for (int64_t row = 0; row < work.num_rows; ++row) {
-      const int64_t head = first_head + row % group();
-      T* result = out + ((token + row / group()) * shape.num_heads + head) * head_dim;
-      const float* sums = work.sums + row * work.stride;
-      for (int64_t i = 0; i < head_dim; ++i) Round(sums[i] / work.total[row], result[i]);
+    StoreResults();
+  }
+
+ private:
+  void WidenQueries() const {
+    const int64_t group = layer.group(), d = layer.shape.head_dim;
+    for (int64_t t = 0; t < num_tokens; ++t) {
+      const T* row = layer.qkv + (first_token + t) * layer.qkv_width() + kv_head * group * d;
+      WidenRows(row, group, d, work.stride, work.queries + t * group * work.stride);
     }
   }
 
-  /// Adds the keys [begin, end) to those queries that see them.
-  void AttendBlock(const Cpu& cpu, int64_t num_tokens, const int32_t* positions, int64_t begin,
-                   int64_t end, const TileWork& work) const {
+  /// The keys [begin, end) of the sequence, with their values.
+  void WidenKeys(int64_t begin, int64_t end) const {
+    const int64_t block_size = layer.block_size, d = layer.shape.head_dim;
+    const int64_t num_kv_heads = layer.shape.num_kv_heads;
+    for (int64_t key = begin; key < end;) {
+      const int64_t offset = key % block_size;
+      const int64_t count = std::min(block_size - offset, end - key);
+      const int64_t head = int64_t{2} * blocks[key / block_size] * num_kv_heads + kv_head;
+      const T* keys = layer.kv + (head * block_size + offset) * d;
+      const T* values = keys + num_kv_heads * block_size * d;
+      WidenRows(keys, count, d, work.stride, work.keys + (key - begin) * work.stride);
+      WidenRows(values, count, d, work.stride, work.values + (key - begin) * work.stride);
+      key += count;
+    }
+  }
+
+  /// scores = queries times keys, all of them, visible or not.
+  void Score(Isa isa, int64_t num_keys) const {
     constexpr int64_t kMaxPointers = 64;
     const float* rows[kMaxPointers];
     for (int64_t first = 0; first < work.num_rows; first += kMaxPointers) {
       const int64_t count = std::min(kMaxPointers, work.num_rows - first);
       for (int64_t r = 0; r < count; ++r) rows[r] = work.queries + (first + r) * work.stride;
-      RunKernel<DotRows<float>>(cpu.isa, {.x = rows,
-                                          .num_x = count,
-                                          .weight = work.keys,
-                                          .num_rows = end - begin,
-                                          .in_features = work.stride,
-                                          .out = work.scores + first * kKeys,
-                                          .out_stride = kKeys});
+      RunKernel<DotRows<float>>(isa, {.x = rows,
+                                      .num_x = count,
+                                      .weight = work.keys,
+                                      .num_rows = num_keys,
+                                      .in_features = work.stride,
+                                      .out = work.scores + first * kKeys,
+                                      .out_stride = kKeys});
     }
-    const float scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim));
+  }
+
+  /// Adds the keys [begin, end) to those queries that see them.
+  void AddKeys(Isa isa, int64_t begin, int64_t end) const {
+    const float scale = 1.0f / std::sqrt(static_cast<float>(layer.shape.head_dim));
     for (int64_t t = 0; t < num_tokens; ++t) {
       const int64_t visible = std::min<int64_t>(positions[t] + 1, end) - begin;
       if (visible <= 0) continue;
-      RunKernel<AttendKeys>(cpu.isa, {.work = &work,
-                                      .begin = t * group(),
-                                      .end = (t + 1) * group(),
-                                      .num_keys = visible,
-                                      .scale = scale});
+      RunKernel<AttendKeys>(isa, {.work = &work,
+                                  .begin = t * layer.group(),
+                                  .end = (t + 1) * layer.group(),
+                                  .num_keys = visible,
+                                  .scale = scale});
+    }
+  }
+
+  void StoreResults() const {
+    const int64_t group = layer.group(), d = layer.shape.head_dim;
+    for (int64_t row = 0; row < work.num_rows; ++row) {
+      const int64_t head = kv_head * group + row % group;
+      T* result = layer.out + ((first_token + row / group) * layer.shape.num_heads + head) * d;
+      const float* sums = work.sums + row * work.stride;
+      for (int64_t i = 0; i < d; ++i) Round(sums[i] / work.total[row], result[i]);
     }
   }
 };
@@ -234,7 +259,7 @@ void Rotate(const float* table, int64_t half, T* head) {
 
 }  // namespace
 
-void RopeAndWriteKvRows(const Cpu& cpu, const Tensor& qkv, const Tensor& rope_table,
+void RopeAndWriteKvRows(Cpu& cpu, const Tensor& qkv, const Tensor& rope_table,
                         const AttentionMeta& meta, const AttentionShape& shape, const Tensor& kv) {
   const int64_t d = shape.head_dim, block_size = kv.shape[3], width = qkv.shape[1];
   const int64_t rotated_heads = shape.num_heads + shape.num_kv_heads;
@@ -262,9 +287,8 @@ void RopeAndWriteKvRows(const Cpu& cpu, const Tensor& qkv, const Tensor& rope_ta
   });
 }
 
-void AttentionRunner::Run(const Cpu& cpu, const Tensor& qkv, const Tensor& kv,
-                          const AttentionMeta& meta, const AttentionShape& shape,
-                          const Tensor& out) {
+void AttentionRunner::Run(Cpu& cpu, const Tensor& qkv, const Tensor& kv, const AttentionMeta& meta,
+                          const AttentionShape& shape, const Tensor& out) {
   const int64_t group = shape.num_heads / shape.num_kv_heads;
   const int64_t tile_tokens = std::max<int64_t>(1, kTileRows / group);
   const auto* cu_seqlens = meta.cu_seqlens.as<const int32_t>();
@@ -275,8 +299,6 @@ void AttentionRunner::Run(const Cpu& cpu, const Tensor& qkv, const Tensor& kv,
     }
   }
   const int64_t stride = RoundUpToLanes(shape.head_dim);
-  const int64_t work_floats = TileWork::NumFloats(tile_tokens * group, stride);
-  float* work = work_.Reserve(work_floats * cpu.pool->num_threads());
   const auto num_units = static_cast<int64_t>(tiles_.size()) * shape.num_kv_heads;
   WithStorage(qkv.dtype, [&](auto element) {
     using T = decltype(element);
@@ -285,16 +307,22 @@ void AttentionRunner::Run(const Cpu& cpu, const Tensor& qkv, const Tensor& kv,
                             .out = out.as<T>(),
                             .shape = shape,
                             .block_size = kv.shape[3]};
+    const auto run_unit = [&](int64_t unit, int thread) {
+      const QueryTile& tile = tiles_[unit / shape.num_kv_heads];
+      const int64_t num_rows = tile.num_tokens * group;
+      float* memory = cpu.Workspace(thread, TileWork::NumFloats(num_rows, stride));
+      const HeadTile<T> heads = {.layer = layer,
+                                 .kv_head = unit % shape.num_kv_heads,
+                                 .first_token = tile.first_token,
+                                 .num_tokens = tile.num_tokens,
+                                 .positions = meta.positions.as<const int32_t>() + tile.first_token,
+                                 .blocks = meta.block_tables.as<const int32_t>() +
+                                           tile.sequence * meta.block_tables.shape[1],
+                                 .work = TileWork(memory, num_rows, stride)};
+      heads.Attend(cpu.isa);
+    };
     cpu.pool->ParallelFor(num_units, 1, [&](int64_t begin, int64_t end, int thread) {
-      for (int64_t unit = begin; unit < end; ++unit) {
-        const QueryTile& tile = tiles_[unit / shape.num_kv_heads];
-        layer.AttendTile(
-            cpu, tile.first_token, tile.num_tokens,
-            meta.positions.as<const int32_t>() + tile.first_token,
-            meta.block_tables.as<const int32_t>() + tile.sequence * meta.block_tables.shape[1],
-            unit % shape.num_kv_heads,
-            TileWork(work + thread * work_floats, tile.num_tokens * group, stride));
-      }
+      for (int64_t unit = begin; unit < end; ++unit) run_unit(unit, thread);
     });
   });
 }

@@ -3,13 +3,13 @@
 
 #include <vector>
 
-#include "kernels/cpu/linear.h"
+#include "kernels/cpu/cpu.h"
 #include "kernels/ops.h"
 
 namespace shoal {
 
 /// Ops::RopeAndWriteKv, shapes already checked.
-void RopeAndWriteKvRows(const Cpu& cpu, const Tensor& qkv, const Tensor& rope_table,
+void RopeAndWriteKvRows(Cpu& cpu, const Tensor& qkv, const Tensor& rope_table,
                         const AttentionMeta& meta, const AttentionShape& shape, const Tensor& kv);
 
 /// Ops::PagedAttention. The keys of a sequence are taken 64 at a time, counted from its first
@@ -18,7 +18,7 @@ void RopeAndWriteKvRows(const Cpu& cpu, const Tensor& qkv, const Tensor& rope_ta
 class AttentionRunner {
  public:
   /// Shapes already checked.
-  void Run(const Cpu& cpu, const Tensor& qkv, const Tensor& kv, const AttentionMeta& meta,
+  void Run(Cpu& cpu, const Tensor& qkv, const Tensor& kv, const AttentionMeta& meta,
            const AttentionShape& shape, const Tensor& out);
 
  private:
@@ -30,7 +30,6 @@ class AttentionRunner {
   };
 
   std::vector<QueryTile> tiles_;
-  Scratch<float> work_;
 };
 
 }  // namespace shoal

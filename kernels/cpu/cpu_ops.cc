@@ -61,7 +61,7 @@ void CopyRows(ThreadPool& pool, const void* table, int64_t num_rows, const Tenso
 }  // namespace
 
 CpuOps::CpuOps(std::shared_ptr<ThreadPool> pool, Isa isa)
-    : pool_(std::move(pool)), cpu_{pool_.get(), isa}, samplers_(pool_->num_threads()) {}
+    : pool_(std::move(pool)), cpu_(pool_.get(), isa), samplers_(pool_->num_threads()) {}
 
 void CpuOps::Embed(const Tensor& token_ids, const Weight& table, const Tensor& out) {
   CheckShape("token_ids", token_ids, DType::kInt32, {-1});

@@ -41,7 +41,7 @@ class CpuOps final : public Ops {
 
  private:
   const std::shared_ptr<ThreadPool> pool_;
-  const Cpu cpu_;
+  Cpu cpu_;
   FloatRows float_rows_;
   Scratch<float> router_logits_;
   AttentionRunner attention_;

@@ -55,7 +55,11 @@ struct DotRows {
     for (int64_t i = 0; i < whole; i += kLanes) {
       Vec w[kRows];
 #pragma GCC unroll 8
-      for (int b = 0; b < kRows; ++b) Load(weight + b * args.in_features + i, w[b]);
+      for (int b = 0; b < kRows; ++b) {
+        // A row often ends with its page, where the hardware's prefetching stops.
+        if (kX == 1) __builtin_prefetch(weight + (b + kRows) * args.in_features + i);
+        Load(weight + b * args.in_features + i, w[b]);
+      }
 #pragma GCC unroll 8
       for (int a = 0; a < kX; ++a) {
         Vec v;

@@ -5,13 +5,12 @@
 namespace shoal {
 namespace {
 
-/// activation = gate / (1 + e^-gate) * up over n floats, n a multiple of 16.
+/// gate = gate / (1 + e^-gate) * up over n floats, n a multiple of 16.
 struct SwiGlu {
   struct Args {
-    const float* gate = nullptr;
     const float* up = nullptr;
     int64_t n = 0;
-    float* activation = nullptr;
+    float* gate = nullptr;
   };
 
   template <Isa isa>
@@ -21,15 +20,14 @@ struct SwiGlu {
       Load(args.gate + i, gate);
       Load(args.up + i, up);
       Exp(-gate, e);
-      Store(gate / (e + 1.0f) * up, args.activation + i);
+      Store(gate / (e + 1.0f) * up, args.gate + i);
     }
   }
 };
 
 }  // namespace
 
-void FfnRunner::RunDense(const Cpu& cpu, const Tensor& x, const FfnWeights& weights,
-                         const Tensor& out) {
+void FfnRunner::RunDense(Cpu& cpu, const Tensor& x, const FfnWeights& weights, const Tensor& out) {
   const int64_t num_tokens = x.shape[0];
   const float* const* rows = float_rows_.Widen(x, *cpu.pool);
   x_.assign(rows, rows + num_tokens);
@@ -39,7 +37,7 @@ void FfnRunner::RunDense(const Cpu& cpu, const Tensor& x, const FfnWeights& weig
   RunGroups(cpu, weights, out);
 }
 
-void FfnRunner::RunRouted(const Cpu& cpu, const Tensor& x, const Routing& routing,
+void FfnRunner::RunRouted(Cpu& cpu, const Tensor& x, const Routing& routing,
                           const LocalExperts& experts, const Tensor& rows) {
   GroupByExpert(float_rows_.Widen(x, *cpu.pool), routing, experts);
   RunGroups(cpu, experts.weights, rows);
@@ -76,74 +74,83 @@ void FfnRunner::GroupByExpert(const float* const* x, const Routing& routing,
   }
 }
 
-void FfnRunner::RunGroups(const Cpu& cpu, const FfnWeights& weights, const Tensor& out) {
+void FfnRunner::RunGroups(Cpu& cpu, const FfnWeights& weights, const Tensor& out) {
   const auto num_rows = static_cast<int64_t>(x_.size());
   const auto num_groups = static_cast<int64_t>(groups_.size());
   if (num_groups == 0) return;
-  const int64_t padded_width = NumChunks(weights.width) * DotBlock::kRows;
+  const int64_t padded_width = NumChunks(weights.width) * ProductBlock::kRows;
   float* values = activation_values_.Reserve(num_rows * padded_width);
   activations_.resize(num_rows);
   for (int64_t i = 0; i < num_rows; ++i) activations_[i] = values + i * padded_width;
 
   const auto run = [&](int64_t rows_per_group, int64_t macs_per_row, const auto& unit) {
     const int64_t chunks = NumChunks(rows_per_group);
-    const int64_t grain = GrainFor(DotBlock::kRows * macs_per_row * num_rows / num_groups);
-    cpu.pool->ParallelFor(num_groups * chunks, grain, [&](int64_t begin, int64_t end, int) {
-      for (int64_t i = begin; i < end; ++i) unit(groups_[i / chunks], i % chunks);
+    const int64_t grain = GrainFor(ProductBlock::kRows * macs_per_row * num_rows / num_groups);
+    cpu.pool->ParallelFor(num_groups * chunks, grain, [&](int64_t begin, int64_t end, int thread) {
+      for (int64_t i = begin; i < end; ++i) unit(thread, groups_[i / chunks], i % chunks);
     });
   };
   WithStorage(weights.dtype, [&](auto element) {
     using T = decltype(element);
-    run(weights.width, 2 * weights.hidden_size,
-        [&](const Group& group, int64_t chunk) { GateUp<T>(cpu, weights, group, chunk); });
-    run(weights.hidden_size, weights.width, [&](const Group& group, int64_t chunk) {
-      Down<T>(cpu, weights, group, chunk, out.as<T>());
+    run(weights.width, 2 * weights.hidden_size, [&](int thread, const Group& group, int64_t chunk) {
+      GateUp<T>(cpu, thread, weights, group, chunk);
+    });
+    run(weights.hidden_size, weights.width, [&](int thread, const Group& group, int64_t chunk) {
+      Down<T>(cpu, thread, weights, group, chunk, out.as<T>());
     });
   });
 }
 
+/// The activations of one chunk of the width, all of the group's rows.
 template <typename T>
-void FfnRunner::GateUp(const Cpu& cpu, const FfnWeights& weights, const Group& group,
+void FfnRunner::GateUp(Cpu& cpu, int thread, const FfnWeights& weights, const Group& group,
                        int64_t chunk) {
-  const int64_t hidden_size = weights.hidden_size;
-  const T* gate =
-      static_cast<const T*>(weights.gate_up) + group.expert * 2 * weights.width * hidden_size;
-  const T* up = gate + weights.width * hidden_size;
-  ForEachBlock(group.begin, group.end, chunk, weights.width, [&](DotBlock& gates) {
-    DotBlock ups;
-    ups.first_token = gates.first_token;
-    ups.num_tokens = gates.num_tokens;
-    ups.first_row = gates.first_row;
-    ups.num_rows = gates.num_rows;
-    MultiplyBlock(cpu, x_.data(), gate, hidden_size, gates);
-    MultiplyBlock(cpu, x_.data(), up, hidden_size, ups);
-    RunKernel<SwiGlu>(cpu.isa, {.gate = gates.values,
-                                .up = ups.values,
-                                .n = gates.num_tokens * DotBlock::kStride,
-                                .activation = gates.values});
-    for (int64_t t = 0; t < gates.num_tokens; ++t) {
-      float* row = activations_[gates.first_token + t] + gates.first_row;
-      for (int64_t r = 0; r < gates.num_rows; ++r) {
+  constexpr int64_t kRows = ProductBlock::kRows;
+  const int64_t matrix = weights.width * weights.hidden_size;
+  Product<T> product = {
+      .x = x_.data(),
+      .begin = group.begin,
+      .end = group.end,
+      .weight = static_cast<const T*>(weights.gate_up) + group.expert * 2 * matrix,
+      .num_rows = weights.width,
+      .in_features = weights.hidden_size};
+  MultiplyChunk(cpu, thread, product, chunk, [&](const ProductBlock& gate) {
+    for (int64_t t = 0; t < gate.num_tokens; ++t) {
+      std::copy_n(gate.values + t * kRows, kRows,
+                  activations_[gate.first_token + t] + gate.first_row);
+    }
+  });
+  product.weight += matrix;
+  MultiplyChunk(cpu, thread, product, chunk, [&](const ProductBlock& up) {
+    for (int64_t t = 0; t < up.num_tokens; ++t) {
+      float* row = activations_[up.first_token + t] + up.first_row;
+      RunKernel<SwiGlu>(cpu.isa, {.up = up.values + t * kRows, .n = kRows, .gate = row});
+      for (int64_t r = 0; r < kRows; ++r) {
         T rounded;
-        Round(gates.values[t * DotBlock::kStride + r], rounded);
+        Round(row[r], rounded);
         row[r] = ToFloat(rounded);
       }
     }
   });
 }
 
+/// One chunk of the hidden size of the results, all of the group's rows.
 template <typename T>
-void FfnRunner::Down(const Cpu& cpu, const FfnWeights& weights, const Group& group, int64_t chunk,
-                     T* out) {
-  const T* down =
-      static_cast<const T*>(weights.down) + group.expert * weights.hidden_size * weights.width;
-  ForEachBlock(group.begin, group.end, chunk, weights.hidden_size, [&](DotBlock& block) {
-    MultiplyBlock(cpu, activations_.data(), down, weights.width, block);
+void FfnRunner::Down(Cpu& cpu, int thread, const FfnWeights& weights, const Group& group,
+                     int64_t chunk, T* out) {
+  const int64_t hidden_size = weights.hidden_size;
+  const Product<T> product = {
+      .x = activations_.data(),
+      .begin = group.begin,
+      .end = group.end,
+      .weight = static_cast<const T*>(weights.down) + group.expert * hidden_size * weights.width,
+      .num_rows = hidden_size,
+      .in_features = weights.width};
+  MultiplyChunk(cpu, thread, product, chunk, [&](const ProductBlock& block) {
     for (int64_t t = 0; t < block.num_tokens; ++t) {
-      T* row = out + out_rows_[block.first_token + t] * weights.hidden_size + block.first_row;
-      for (int64_t r = 0; r < block.num_rows; ++r) {
-        Round(block.values[t * DotBlock::kStride + r], row[r]);
-      }
+      const float* values = block.values + t * ProductBlock::kRows;
+      T* row = out + out_rows_[block.first_token + t] * hidden_size + block.first_row;
+      for (int64_t r = 0; r < block.num_rows; ++r) Round(values[r], row[r]);
     }
   });
 }

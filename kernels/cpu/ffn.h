@@ -13,11 +13,11 @@ namespace shoal {
 class FfnRunner {
  public:
   /// Ops::DenseFfn, shapes already checked.
-  void RunDense(const Cpu& cpu, const Tensor& x, const FfnWeights& weights, const Tensor& out);
+  void RunDense(Cpu& cpu, const Tensor& x, const FfnWeights& weights, const Tensor& out);
 
   /// Ops::ExpertFfn, shapes already checked.
-  void RunRouted(const Cpu& cpu, const Tensor& x, const Routing& routing,
-                 const LocalExperts& experts, const Tensor& rows);
+  void RunRouted(Cpu& cpu, const Tensor& x, const Routing& routing, const LocalExperts& experts,
+                 const Tensor& rows);
 
  private:
   /// Rows [begin, end) of the grouped order belong to one expert.
@@ -28,19 +28,20 @@ class FfnRunner {
   };
 
   void GroupByExpert(const float* const* x, const Routing& routing, const LocalExperts& experts);
-  void RunGroups(const Cpu& cpu, const FfnWeights& weights, const Tensor& out);
+  void RunGroups(Cpu& cpu, const FfnWeights& weights, const Tensor& out);
   template <typename T>
-  void GateUp(const Cpu& cpu, const FfnWeights& weights, const Group& group, int64_t chunk);
+  void GateUp(Cpu& cpu, int thread, const FfnWeights& weights, const Group& group, int64_t chunk);
   template <typename T>
-  void Down(const Cpu& cpu, const FfnWeights& weights, const Group& group, int64_t chunk, T* out);
+  void Down(Cpu& cpu, int thread, const FfnWeights& weights, const Group& group, int64_t chunk,
+            T* out);
 
   FloatRows float_rows_;
   std::vector<Group> groups_;
   // One entry per row of the grouped order.
   std::vector<const float*> x_;
   std::vector<int64_t> out_rows_;
-  std::vector<float*> activations_;
-  std::vector<int64_t> counts_;  // per local expert
+  std::vector<float*> activations_;  // [padded width] each
+  std::vector<int64_t> counts_;      // per local expert
   Scratch<float> activation_values_;
 };
 

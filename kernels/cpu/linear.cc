@@ -4,12 +4,22 @@ namespace shoal {
 namespace {
 
 template <typename T>
-void StoreBlock(const DotBlock& block, const float* bias, int64_t out_columns, T* out) {
+void StoreBlock(const ProductBlock& block, const float* bias, const Tensor& out) {
   for (int64_t t = 0; t < block.num_tokens; ++t) {
-    const float* values = block.values + t * DotBlock::kStride;
-    T* row = out + (block.first_token + t) * out_columns + block.first_row;
+    const float* values = block.values + t * ProductBlock::kRows;
+    T* row = out.as<T>() + (block.first_token + t) * out.shape[1] + block.first_row;
     for (int64_t r = 0; r < block.num_rows; ++r) Round(values[r] + bias[r], row[r]);
   }
+}
+
+/// bias as float32 for the rows [first, first + count); zeros if there is none.
+void LoadBias(const Tensor& bias, int64_t first, int64_t count, float* to) {
+  std::fill_n(to, count, 0.0f);
+  if (bias.empty()) return;
+  WithStorage(bias.dtype, [&](auto element) {
+    const auto* values = bias.as<const decltype(element)>() + first;
+    for (int64_t r = 0; r < count; ++r) to[r] = ToFloat(values[r]);
+  });
 }
 
 }  // namespace
@@ -30,29 +40,26 @@ const float* const* FloatRows::Widen(const Tensor& x, ThreadPool& pool) {
   return rows;
 }
 
-void MultiplyRows(const Cpu& cpu, const float* const* x, const Weight& weight, const Tensor& bias,
+void MultiplyRows(Cpu& cpu, const float* const* x, const Weight& weight, const Tensor& bias,
                   const Tensor& out) {
   const int64_t num_tokens = out.shape[0], num_rows = out.shape[1], n = weight.in_features;
-  const auto run_chunk = [&](int64_t chunk, const auto* w) {
-    float bias_values[DotBlock::kRows] = {};
-    ForEachBlock(0, num_tokens, chunk, num_rows, [&](DotBlock& block) {
-      if (!bias.empty()) {
-        WithStorage(bias.dtype, [&](auto element) {
-          const auto* values = bias.as<const decltype(element)>() + block.first_row;
-          for (int64_t r = 0; r < block.num_rows; ++r) bias_values[r] = ToFloat(values[r]);
-        });
-      }
-      MultiplyBlock(cpu, x, w, n, block);
-      WithStorage(out.dtype, [&](auto element) {
-        StoreBlock(block, bias_values, num_rows, out.as<decltype(element)>());
-      });
-    });
+  const int64_t grain = GrainFor(ProductBlock::kRows * n * num_tokens);
+  const auto store = [&](const ProductBlock& block) {
+    float bias_values[ProductBlock::kRows];
+    LoadBias(bias, block.first_row, block.num_rows, bias_values);
+    WithStorage(out.dtype,
+                [&](auto element) { StoreBlock<decltype(element)>(block, bias_values, out); });
   };
-  const int64_t grain = GrainFor(DotBlock::kRows * n * num_tokens);
-  cpu.pool->ParallelFor(NumChunks(num_rows), grain, [&](int64_t begin, int64_t end, int) {
-    WithStorage(weight.dtype, [&](auto element) {
-      const auto* w = static_cast<const decltype(element)*>(weight.data);
-      for (int64_t chunk = begin; chunk < end; ++chunk) run_chunk(chunk, w);
+  WithStorage(weight.dtype, [&](auto element) {
+    using W = decltype(element);
+    const Product<W> product = {.x = x,
+                                .begin = 0,
+                                .end = num_tokens,
+                                .weight = static_cast<const W*>(weight.data),
+                                .num_rows = num_rows,
+                                .in_features = n};
+    cpu.pool->ParallelFor(NumChunks(num_rows), grain, [&](int64_t begin, int64_t end, int thread) {
+      for (int64_t i = begin; i < end; ++i) MultiplyChunk(cpu, thread, product, i, store);
     });
   });
 }

@@ -2,26 +2,14 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
+#include "kernels/cpu/cpu.h"
 #include "kernels/cpu/dot_rows.h"
 #include "kernels/cpu/element.h"
-#include "kernels/cpu/scratch.h"
-#include "kernels/cpu/thread_pool.h"
 #include "kernels/weight.h"
 
 namespace shoal {
-
-/// What the stages compute with.
-struct Cpu {
-  ThreadPool* pool = nullptr;
-  Isa isa = Isa::kBaseline;
-};
-
-/// Loop iterations of `macs` multiply-adds each that are worth handing to another thread.
-inline int64_t GrainFor(int64_t macs) {
-  constexpr int64_t kWorthwhileMacs = 1 << 16;
-  return std::max<int64_t>(1, kWorthwhileMacs / std::max<int64_t>(1, macs));
-}
 
 /// The rows of a matrix as float32, each by its address.
 class FloatRows {
@@ -35,55 +23,78 @@ class FloatRows {
   Scratch<const float*> rows_;
 };
 
-/// Sums of the tokens [first_token, first_token + num_tokens) with the weight's rows [first_row,
-/// first_row + num_rows): values[t * kStride + r].
-struct DotBlock {
+/// The tokens [begin, end), given by pointers to all tokens' rows, times weight [num_rows,
+/// in_features].
+template <typename W>
+struct Product {
+  const float* const* x = nullptr;
+  int64_t begin = 0;
+  int64_t end = 0;
+  const W* weight = nullptr;
+  int64_t num_rows = 0;
+  int64_t in_features = 0;
+};
+
+/// A piece of a product: the sums of token first_token + t with the weight's row first_row + r are
+/// values[t * kRows + r].
+struct ProductBlock {
   static constexpr int64_t kTokens = 48;  // so that a block's x and weight stay in the L2 cache
   static constexpr int64_t kRows = 32;
-  static constexpr int64_t kStride = kRows;
 
   int64_t first_token = 0;
   int64_t num_tokens = 0;
   int64_t first_row = 0;
   int64_t num_rows = 0;
-  alignas(64) float values[kTokens * kStride] = {};
+  alignas(64) float values[kTokens * kRows] = {};
 };
 
-/// Multiplies the tokens and rows named in `block`. x: pointers to all tokens' rows; weight
-/// [., in_features].
-template <typename W>
-void MultiplyBlock(const Cpu& cpu, const float* const* x, const W* weight, int64_t in_features,
-                   DotBlock& block) {
-  RunKernel<DotRows<W>>(cpu.isa, {.x = x + block.first_token,
-                                  .num_x = block.num_tokens,
-                                  .weight = weight + block.first_row * in_features,
-                                  .num_rows = block.num_rows,
-                                  .in_features = in_features,
-                                  .out = block.values,
-                                  .out_stride = DotBlock::kStride});
+/// The weight rows of a product are computed in chunks of ProductBlock::kRows.
+inline int64_t NumChunks(int64_t num_rows) {
+  return (num_rows + ProductBlock::kRows - 1) / ProductBlock::kRows;
 }
 
-/// Calls body(block) for blocks, not yet multiplied, that cover the tokens [begin, end) and
-/// the rows of chunk number `chunk` of a weight of `num_rows` rows.
-template <typename Body>
-void ForEachBlock(int64_t begin, int64_t end, int64_t chunk, int64_t num_rows, const Body& body) {
-  DotBlock block;
-  block.first_row = chunk * DotBlock::kRows;
-  block.num_rows = std::min(DotBlock::kRows, num_rows - block.first_row);
-  for (int64_t t = begin; t < end; t += DotBlock::kTokens) {
+/// Multiplies the tokens with the rows of `block`, which lie at `weight`; hands over block by
+/// block.
+template <typename W, typename V, typename Use>
+void MultiplyRowsOfBlock(Cpu& cpu, const Product<W>& product, const V* weight, ProductBlock& block,
+                         const Use& use) {
+  for (int64_t t = product.begin; t < product.end; t += ProductBlock::kTokens) {
     block.first_token = t;
-    block.num_tokens = std::min(DotBlock::kTokens, end - t);
-    body(block);
+    block.num_tokens = std::min(ProductBlock::kTokens, product.end - t);
+    RunKernel<DotRows<V>>(cpu.isa, {.x = product.x + t,
+                                    .num_x = block.num_tokens,
+                                    .weight = weight,
+                                    .num_rows = block.num_rows,
+                                    .in_features = product.in_features,
+                                    .out = block.values,
+                                    .out_stride = ProductBlock::kRows});
+    use(block);
   }
 }
 
-/// Chunks of DotBlock::kRows rows.
-inline int64_t NumChunks(int64_t num_rows) {
-  return (num_rows + DotBlock::kRows - 1) / DotBlock::kRows;
+/// Computes one chunk and hands it to use(block), block by block, as thread number `thread`.
+template <typename W, typename Use>
+void MultiplyChunk(Cpu& cpu, int thread, const Product<W>& product, int64_t chunk, const Use& use) {
+  ProductBlock block;
+  block.first_row = chunk * ProductBlock::kRows;
+  block.num_rows = std::min(ProductBlock::kRows, product.num_rows - block.first_row);
+  const W* weight = product.weight + block.first_row * product.in_features;
+  if constexpr (!std::is_same_v<W, float>) {
+    // For many tokens it pays to widen the weight once instead of once per tile.
+    constexpr int64_t kManyTokens = 12;
+    if (product.end - product.begin >= kManyTokens) {
+      const int64_t count = block.num_rows * product.in_features;
+      float* wide = cpu.Workspace(thread, count);
+      for (int64_t i = 0; i < count; ++i) wide[i] = ToFloat(weight[i]);
+      return MultiplyRowsOfBlock(cpu, product, wide, block, use);
+    }
+  }
+  MultiplyRowsOfBlock(cpu, product, weight, block, use);
 }
 
-/// out[t, r] = x[t] . weight[r] + bias[r], r < out's columns; see Ops::Linear. x: num_tokens rows.
-void MultiplyRows(const Cpu& cpu, const float* const* x, const Weight& weight, const Tensor& bias,
+/// out[t, r] = x[t] . weight[r] + bias[r], r < out's columns; see Ops::Linear. x: a pointer for
+/// each row of out.
+void MultiplyRows(Cpu& cpu, const float* const* x, const Weight& weight, const Tensor& bias,
                   const Tensor& out);
 
 }  // namespace shoal

@@ -2,6 +2,8 @@
 
 #include <cmath>
 
+#include "kernels/cpu/element.h"
+
 namespace shoal {
 namespace {
 
@@ -42,8 +44,8 @@ void CombineRow(const T* rows, const float* weights, int64_t top_k, const T* sha
 
 }  // namespace
 
-void AddRmsNormRows(const Cpu& cpu, const Tensor& delta, const Tensor& residual,
-                    const Tensor& weight, float epsilon, const Tensor& out) {
+void AddRmsNormRows(Cpu& cpu, const Tensor& delta, const Tensor& residual, const Tensor& weight,
+                    float epsilon, const Tensor& out) {
   const int64_t n = residual.shape[1];
   cpu.pool->ParallelFor(residual.shape[0], GrainFor(4 * n), [&](int64_t begin, int64_t end, int) {
     WithStorage(residual.dtype, [&](auto element) {
@@ -62,7 +64,7 @@ void AddRmsNormRows(const Cpu& cpu, const Tensor& delta, const Tensor& residual,
   });
 }
 
-void CombineRows(const Cpu& cpu, const Tensor& rows, const Routing& routing, const Tensor& shared,
+void CombineRows(Cpu& cpu, const Tensor& rows, const Routing& routing, const Tensor& shared,
                  const Tensor& residual) {
   const int64_t n = residual.shape[1];
   const int64_t top_k = rows.empty() ? 0 : rows.shape[1];

@@ -1,15 +1,15 @@
 // Norm: the residual stream between two stages.
 #pragma once
 
-#include "kernels/cpu/linear.h"
+#include "kernels/cpu/cpu.h"
 #include "kernels/ops.h"
 
 namespace shoal {
 
 /// Ops::AddRmsNorm and Ops::Combine, shapes already checked.
-void AddRmsNormRows(const Cpu& cpu, const Tensor& delta, const Tensor& residual,
-                    const Tensor& weight, float epsilon, const Tensor& out);
-void CombineRows(const Cpu& cpu, const Tensor& rows, const Routing& routing, const Tensor& shared,
+void AddRmsNormRows(Cpu& cpu, const Tensor& delta, const Tensor& residual, const Tensor& weight,
+                    float epsilon, const Tensor& out);
+void CombineRows(Cpu& cpu, const Tensor& rows, const Routing& routing, const Tensor& shared,
                  const Tensor& residual);
 
 }  // namespace shoal

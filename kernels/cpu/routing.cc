@@ -39,7 +39,7 @@ void RouteRow(float* logits, int64_t num_experts, bool renormalize, int64_t top_
 
 }  // namespace
 
-void RouteRows(const Cpu& cpu, float* logits, int64_t num_experts, bool renormalize,
+void RouteRows(Cpu& cpu, float* logits, int64_t num_experts, bool renormalize,
                const Routing& routing) {
   const int64_t top_k = routing.expert_ids.shape[1];
   const int64_t grain = GrainFor(num_experts * (top_k + 8));

@@ -15,7 +15,7 @@ namespace shoal {
 namespace {
 
 namespace asio = boost::asio;
-using namespace asio::experimental::awaitable_operators;
+using asio::experimental::awaitable_operators::operator||;
 using Clock = std::chrono::steady_clock;
 
 constexpr std::chrono::milliseconds kCloseTimeout{2'000};

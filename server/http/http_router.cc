@@ -32,8 +32,10 @@ HttpRouter::Match HttpRouter::Find(std::string_view method, std::string_view pat
       match.route = &route;
       return match;
     }
+    const std::string methods = route.method == "GET" ? "GET, HEAD" : route.method;
+    if (match.allowed_methods.find(methods) != std::string::npos) continue;
     if (!match.allowed_methods.empty()) match.allowed_methods += ", ";
-    match.allowed_methods += route.method == "GET" ? "GET, HEAD" : route.method;
+    match.allowed_methods += methods;
   }
   return match;
 }

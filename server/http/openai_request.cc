@@ -12,7 +12,6 @@ namespace {
 using Type = JsonEvent::Type;
 
 constexpr int64_t kMaxInt32 = std::numeric_limits<int32_t>::max();
-constexpr int kMaxTopLogprobs = 20;
 constexpr int64_t kDefaultCompletionTokens = 16;
 
 /// {"include_usage": bool, "continuous_usage_stats": bool}

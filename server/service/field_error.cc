@@ -11,7 +11,7 @@ constexpr char kFieldPayload[] = "shoal.field";
 
 absl::Status FieldError(std::string_view field, const std::string& message, absl::StatusCode code) {
   absl::Status status(code, message);
-  status.SetPayload(kFieldPayload, absl::Cord(std::string(field)));
+  status.SetPayload(kFieldPayload, absl::Cord(absl::string_view(field.data(), field.size())));
   return status;
 }
 

@@ -128,7 +128,8 @@ void Generation::PushPrompt(Choice& choice) {
     GenerationDelta::Token token;
     token.token_id = ids[i];
     token.bytes = options_.tokenizer->TokenBytes(ids[i]);
-    if (i > 0 && i < outputs.size()) {  // nothing predicts the first token
+    const bool has_logprob = i > 0 && i < outputs.size();  // nothing predicts the first token
+    if (has_logprob && choice.request->sampling().logprobs >= 0) {
       token.logprob = outputs[i].logprob;
       token.top_logprobs = outputs[i].top_logprobs;
     }

@@ -12,7 +12,6 @@ namespace {
 constexpr int kMaxChoices = 16;
 constexpr size_t kMaxStops = 16;
 constexpr size_t kMaxStopBytes = 256;
-constexpr int kMaxLogprobs = 20;
 
 /// `low_excluded`: `low` itself is out of range.
 template <typename T>
@@ -37,7 +36,7 @@ absl::Status CheckSampling(const GenerateCall& call) {
   if (call.top_k < -1) {
     return FieldError("top_k", fmt::format("top_k must be at least -1, but is {}", call.top_k));
   }
-  if (call.logprobs) RETURN_IF_ERROR(CheckRange("logprobs", *call.logprobs, 0, kMaxLogprobs));
+  if (call.logprobs) RETURN_IF_ERROR(CheckRange("logprobs", *call.logprobs, 0, kMaxTopLogprobs));
   RETURN_IF_ERROR(CheckCount("stop", call.stop.size(), kMaxStops));
   for (const std::string& stop : call.stop) {
     if (stop.empty() || stop.size() > kMaxStopBytes) {
@@ -71,8 +70,13 @@ uint64_t ChoiceSeed(uint64_t seed, int index) {
 
 GenerationService::GenerationService(Engine* engine, const Tokenizer* tokenizer,
                                      const ChatTemplate* chat_template,
-                                     GenerationObserver* observer)
-    : engine_(engine), tokenizer_(tokenizer), chat_template_(chat_template), observer_(observer) {}
+                                     GenerationObserver* observer,
+                                     std::optional<uint64_t> default_seed)
+    : engine_(engine),
+      tokenizer_(tokenizer),
+      chat_template_(chat_template),
+      observer_(observer),
+      default_seed_(default_seed) {}
 
 absl::StatusOr<std::vector<int32_t>> GenerationService::Encode(const GenerateCall::Prompt& prompt,
                                                                bool add_special_tokens,
@@ -91,9 +95,8 @@ absl::StatusOr<std::vector<int32_t>> GenerationService::Encode(const GenerateCal
   }
   absl::StatusOr<std::vector<int32_t>> ids = chat_template_->Encode(
       std::get<GenerateCall::Conversation>(prompt), add_generation_prompt, *tokenizer_);
-  if (absl::IsInvalidArgument(ids.status())) {
-    return FieldError("messages", std::string(ids.status().message()));
-  }
+  // Also when a limit was reached: another try would not help.
+  if (!ids.ok()) return FieldError("messages", std::string(ids.status().message()));
   return ids;
 }
 
@@ -112,6 +115,8 @@ absl::StatusOr<std::unique_ptr<Generation>> GenerationService::Start(const Gener
   sampling.stop_token_ids = StopTokenIds(call);
   sampling.logprobs = call.logprobs.value_or(-1);
   sampling.prompt_logprobs = call.echo ? sampling.logprobs : -1;
+  // Without a token to generate, all that the engine can do is to score the prompt.
+  if (sampling.max_tokens == 0) sampling.prompt_logprobs = std::max(sampling.prompt_logprobs, 0);
 
   const bool is_reply =
       std::holds_alternative<GenerateCall::Conversation>(call.prompt) && call.add_generation_prompt;
@@ -124,7 +129,8 @@ absl::StatusOr<std::unique_ptr<Generation>> GenerationService::Start(const Gener
                           .skip_special_tokens = call.skip_special_tokens,
                           .strip_leading_space = is_reply},
       std::move(wake));
-  const uint64_t seed = call.seed ? *call.seed : RandomSeed();
+  const std::optional<uint64_t> given = call.seed ? call.seed : default_seed_;
+  const uint64_t seed = given ? *given : RandomSeed();
   for (int i = 0; i < call.n; ++i) {
     sampling.seed = ChoiceSeed(seed, i);
     std::string id = call.n == 1 ? call.request_id : fmt::format("{}-{}", call.request_id, i);
@@ -137,7 +143,8 @@ absl::StatusOr<std::unique_ptr<Generation>> GenerationService::Start(const Gener
 
 absl::Status GenerationService::CheckTokenIds(const char* field,
                                               std::span<const int32_t> token_ids) const {
-  const int64_t vocab_size = engine_->model_config().vocab_size;
+  const int64_t vocab_size =
+      std::min<int64_t>(tokenizer_->vocab_size(), engine_->model_config().vocab_size);
   for (const int32_t id : token_ids) {
     if (id < 0 || id >= vocab_size) {
       return FieldError(field, fmt::format("{} has the token id {}, but this model's are 0 to {}",

@@ -31,7 +31,7 @@ struct GenerateCall {
   float top_p = 1;                      // (0, 1]
   int32_t top_k = 0;                    // 0 or -1: all
   float min_p = 0;                      // [0, 1]
-  std::optional<uint64_t> seed;         // none: a random one
+  std::optional<uint64_t> seed;         // none: the service's default
   std::vector<std::string> stop;        // at most 16, 1 to 256 bytes each; not part of the text
   std::vector<int32_t> stop_token_ids;  // at most 16
   bool ignore_eos = false;
@@ -44,9 +44,11 @@ struct GenerateCall {
 class GenerationService {
  public:
   /// The arguments outlive the service; `chat_template` may be null (conversations are then
-  /// refused), and so may `observer`.
+  /// refused), and so may `observer`. `default_seed` is that of calls without one; none: random
+  /// ones.
   GenerationService(Engine* engine, const Tokenizer* tokenizer, const ChatTemplate* chat_template,
-                    GenerationObserver* observer);
+                    GenerationObserver* observer,
+                    std::optional<uint64_t> default_seed = std::nullopt);
 
   /// Token ids of a prompt: text gets BOS if `add_special_tokens` and the tokenizer says so, a
   /// conversation is rendered. INVALID_ARGUMENT names the field.
@@ -73,6 +75,7 @@ class GenerationService {
   const Tokenizer* const tokenizer_;
   const ChatTemplate* const chat_template_;
   GenerationObserver* const observer_;
+  const std::optional<uint64_t> default_seed_;
 };
 
 }  // namespace shoal

@@ -88,6 +88,16 @@ def test_each_of_32_clients_gets_what_it_gets_alone(server):
     wait_until_idle(server, idle)
 
 
+def test_preempted_requests_get_what_they_get_alone(start_server, server, tiny_model):
+    cramped = start_server(tiny_model, "--max-model-len", 512, "--kv-cache-memory-bytes", 2 << 20)
+    requests = [payload(server, number) for number in range(NUM_CLIENTS)]
+    alone = [streamed(server, request) for request in requests]
+    assert all_at_once(cramped, requests) == alone
+    preemptions = re.search(r"^vllm:num_preemptions_total(?:{.*})? (\S+)$",
+                            cramped.http.get("/metrics").text, re.MULTILINE)
+    assert float(preemptions[1]) > 0
+
+
 def test_memory_returns_to_its_level(server, sanitized):
     requests = [payload(server, number) for number in range(NUM_CLIENTS)]
     idle = gauges(server)

@@ -34,7 +34,9 @@ class AttentionParity : public OpsParity {
 
   Cache MakeCache(int64_t num_sequences, int64_t block_size, const AttentionShape& shape,
                   DType dtype) {
-    Cache cache{.block_size = block_size, .max_blocks = (kMaxPositions - 1) / block_size + 1};
+    Cache cache;
+    cache.block_size = block_size;
+    cache.max_blocks = (kMaxPositions - 1) / block_size + 1;
     cache.tables.resize(num_sequences * cache.max_blocks);
     std::iota(cache.tables.begin(), cache.tables.end(), 1);  // block 0 stays unused
     std::shuffle(cache.tables.begin(), cache.tables.end(), random_);

@@ -25,6 +25,15 @@ class SamplingParity : public OpsParity {
     return Sample(logits, static_cast<int64_t>(logits.size()), {row})[0];
   }
 
+  /// Ids by falling logit, ties by rising id.
+  static std::vector<int> FallingOrder(const std::vector<float>& logits) {
+    std::vector<int> order(logits.size());
+    std::iota(order.begin(), order.end(), 0);
+    std::sort(order.begin(), order.end(),
+              [&](int a, int b) { return logits[a] != logits[b] ? logits[a] > logits[b] : a < b; });
+    return order;
+  }
+
   /// Probabilities after temperature, min_p, top_k and top_p, by definition.
   static std::vector<double> Filtered(const std::vector<float>& logits, const SamplingRow& row) {
     const double highest = *std::max_element(logits.begin(), logits.end());
@@ -33,10 +42,7 @@ class SamplingParity : public OpsParity {
       p[i] = std::exp((logits[i] - highest) / row.temperature);
       if (p[i] < row.min_p) p[i] = 0;
     }
-    std::vector<int> order(p.size());
-    std::iota(order.begin(), order.end(), 0);
-    std::stable_sort(order.begin(), order.end(),
-                     [&](int a, int b) { return logits[a] > logits[b]; });
+    const std::vector<int> order = FallingOrder(logits);
     if (row.top_k > 0) {
       for (size_t i = row.top_k; i < order.size(); ++i) p[order[i]] = 0;
     }
@@ -111,9 +117,7 @@ TEST_P(SamplingParity, LogprobsAreOfTheUnscaledLogits) {
   const std::vector<float> logits = RandomValues(333, DType::kFloat32, 3);
   double total = 0;
   for (float logit : logits) total += std::exp(double{logit});
-  std::vector<int> order(logits.size());
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return logits[a] > logits[b]; });
+  const std::vector<int> order = FallingOrder(logits);
   const SampledRow row =
       SampleOne(logits, {.temperature = 0.3f, .top_k = 2, .forced_token = 77, .top_logprobs = 20});
   EXPECT_EQ(row.token_id, 77);

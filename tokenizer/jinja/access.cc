@@ -116,7 +116,9 @@ absl::StatusOr<Value> GetSlice(Heap& heap, const Value& object, const SliceBound
     for (const size_t i : indices) selected.push_back(items[i]);
     return heap.NewList(std::move(selected), object.list().is_tuple);
   }
-  if (!object.is(Kind::kString)) return Error("a '{}' cannot be sliced", object.TypeName());
+  if (!object.is(Kind::kString)) {
+    return Value::Undefined(fmt::format("'{}' has no slices", object.TypeName()));
+  }
   const auto offsets = CharacterOffsets(object.text().view());
   ASSIGN_OR_RETURN(const auto indices,
                    SliceIndices(bounds, static_cast<int64_t>(offsets.size()) - 1));

@@ -12,7 +12,8 @@ namespace {
 bool AnyFromInput(const Value& self, const Args& args) {
   const auto from_input = [](const Value& value) { return value.FromInput(); };
   return self.FromInput() || std::ranges::any_of(args.positional, from_input) ||
-         std::ranges::any_of(args.keyword, [](const auto& entry) { return entry.second.FromInput(); });
+         std::ranges::any_of(args.keyword,
+                             [](const auto& entry) { return entry.second.FromInput(); });
 }
 
 absl::Status Bind(const Builtin& builtin, Args& args) {

@@ -72,7 +72,8 @@ absl::StatusOr<Specification> ReadSpecification(std::string_view format, size_t&
 absl::StatusOr<Text> Convert(Heap& heap, char letter, const Specification& specification,
                              const Value& value) {
   if (letter == 's') return ToText(heap, value);
-  if (!value.is_number()) return Error("format %{} needs a number, not '{}'", letter, value.TypeName());
+  if (!value.is_number())
+    return Error("format %{} needs a number, not '{}'", letter, value.TypeName());
   if (letter == 'f') {
     const int precision = specification.precision < 0 ? 6 : specification.precision;
     return Text(fmt::format("{:.{}f}", value.number(), precision), value.FromInput());

@@ -36,11 +36,11 @@ class Template {
   static absl::StatusOr<std::unique_ptr<Template>> Parse(std::string_view source);
   ~Template();
 
-  /// Renders with the variables of the objects `trusted` and `input`; `trusted` wins where both name
-  /// one. Every character knows whether it stems from `input`, through all string operations, so
-  /// adjacent segments differ in from_input.
-  /// INVALID_ARGUMENT: the template refused (raise_exception) or used something undefined;
-  /// RESOURCE_EXHAUSTED: over a limit. Both name the line.
+  /// Renders with the variables of the objects `trusted` and `input`; `trusted` wins where both
+  /// name one. Every character knows whether it stems from `input`, through all string operations,
+  /// so adjacent segments differ in from_input. INVALID_ARGUMENT: the template refused
+  /// (raise_exception) or used something undefined; RESOURCE_EXHAUSTED: over a limit. Both name the
+  /// line.
   absl::StatusOr<std::vector<Segment>> Render(const nlohmann::ordered_json& trusted,
                                               const nlohmann::ordered_json& input,
                                               const Limits& limits) const;

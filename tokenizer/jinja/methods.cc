@@ -42,7 +42,8 @@ template <Side side>
 Result StripMethod(Heap& heap, const Value& self, const Args& args) {
   ASSIGN_OR_RETURN(const auto characters, OptionalText(args.positional[0]));
   if (characters) {
-    RETURN_IF_ERROR(heap.Spend(static_cast<int64_t>(self.text().size() * characters->size() / 256)));
+    RETURN_IF_ERROR(
+        heap.Spend(static_cast<int64_t>(self.text().size() * characters->size() / 256)));
   }
   return heap.NewString(Strip(self.text(), characters, side));
 }

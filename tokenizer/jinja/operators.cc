@@ -11,16 +11,26 @@ namespace {
 
 std::string_view Symbol(BinaryOp op) {
   switch (op) {
-    case BinaryOp::kOr: return "or";
-    case BinaryOp::kAnd: return "and";
-    case BinaryOp::kAdd: return "+";
-    case BinaryOp::kSubtract: return "-";
-    case BinaryOp::kConcat: return "~";
-    case BinaryOp::kMultiply: return "*";
-    case BinaryOp::kDivide: return "/";
-    case BinaryOp::kFloorDivide: return "//";
-    case BinaryOp::kModulo: return "%";
-    case BinaryOp::kPower: return "**";
+    case BinaryOp::kOr:
+      return "or";
+    case BinaryOp::kAnd:
+      return "and";
+    case BinaryOp::kAdd:
+      return "+";
+    case BinaryOp::kSubtract:
+      return "-";
+    case BinaryOp::kConcat:
+      return "~";
+    case BinaryOp::kMultiply:
+      return "*";
+    case BinaryOp::kDivide:
+      return "/";
+    case BinaryOp::kFloorDivide:
+      return "//";
+    case BinaryOp::kModulo:
+      return "%";
+    case BinaryOp::kPower:
+      return "**";
   }
   return "";
 }
@@ -51,10 +61,17 @@ std::optional<int64_t> ApplyToIntegers(BinaryOp op, int64_t a, int64_t b) {
   int64_t result = 0;
   bool overflow = false;
   switch (op) {
-    case BinaryOp::kAdd: overflow = __builtin_add_overflow(a, b, &result); break;
-    case BinaryOp::kSubtract: overflow = __builtin_sub_overflow(a, b, &result); break;
-    case BinaryOp::kMultiply: overflow = __builtin_mul_overflow(a, b, &result); break;
-    case BinaryOp::kPower: return Power(a, b);
+    case BinaryOp::kAdd:
+      overflow = __builtin_add_overflow(a, b, &result);
+      break;
+    case BinaryOp::kSubtract:
+      overflow = __builtin_sub_overflow(a, b, &result);
+      break;
+    case BinaryOp::kMultiply:
+      overflow = __builtin_mul_overflow(a, b, &result);
+      break;
+    case BinaryOp::kPower:
+      return Power(a, b);
     case BinaryOp::kFloorDivide:
       overflow = a == INT64_MIN && b == -1;
       if (!overflow) result = FloorDivide(a, b);
@@ -68,12 +85,18 @@ std::optional<int64_t> ApplyToIntegers(BinaryOp op, int64_t a, int64_t b) {
 
 double ApplyToFloats(BinaryOp op, double a, double b) {
   switch (op) {
-    case BinaryOp::kAdd: return a + b;
-    case BinaryOp::kSubtract: return a - b;
-    case BinaryOp::kMultiply: return a * b;
-    case BinaryOp::kDivide: return a / b;
-    case BinaryOp::kPower: return std::pow(a, b);
-    case BinaryOp::kFloorDivide: return std::floor(a / b);
+    case BinaryOp::kAdd:
+      return a + b;
+    case BinaryOp::kSubtract:
+      return a - b;
+    case BinaryOp::kMultiply:
+      return a * b;
+    case BinaryOp::kDivide:
+      return a / b;
+    case BinaryOp::kPower:
+      return std::pow(a, b);
+    case BinaryOp::kFloorDivide:
+      return std::floor(a / b);
     default: {  // kModulo
       const double remainder = std::fmod(a, b);
       return remainder != 0 && (remainder < 0) != (b < 0) ? remainder + b : remainder;
@@ -177,10 +200,14 @@ absl::StatusOr<bool> Contains(Heap& heap, const Value& container, const Value& i
 
 int64_t Cost(const Value& value) {
   switch (value.kind()) {
-    case Kind::kString: return value.text().cost();
-    case Kind::kList: return static_cast<int64_t>(value.list().items.size() / 8);
-    case Kind::kDict: return static_cast<int64_t>(value.dict().entries.size() / 8);
-    default: return 0;
+    case Kind::kString:
+      return value.text().cost();
+    case Kind::kList:
+      return static_cast<int64_t>(value.list().items.size() / 8);
+    case Kind::kDict:
+      return static_cast<int64_t>(value.dict().entries.size() / 8);
+    default:
+      return 0;
   }
 }
 
@@ -212,7 +239,8 @@ absl::StatusOr<Value> Apply(Heap& heap, BinaryOp op, const Value& a, const Value
     if (a.is_integer() && Repeatable(b)) return Repeat(heap, b, a.integer());
   }
   if (op == BinaryOp::kModulo && a.is(Kind::kString)) {
-    if (b.is(Kind::kList) && b.list().is_tuple) return FormatPercent(heap, a.text(), b.list().items);
+    if (b.is(Kind::kList) && b.list().is_tuple)
+      return FormatPercent(heap, a.text(), b.list().items);
     return FormatPercent(heap, a.text(), {&b, 1});
   }
   return WrongTypes(Symbol(op), a, b);
@@ -262,14 +290,22 @@ absl::StatusOr<bool> Compare(Heap& heap, CompareOp op, const Value& a, const Val
     return result;
   };
   switch (op) {
-    case CompareOp::kEqual: return Equal(heap, a, b);
-    case CompareOp::kNotEqual: return negated(Equal(heap, a, b));
-    case CompareOp::kLess: return Less(heap, a, b);
-    case CompareOp::kLessEqual: return negated(Less(heap, b, a));
-    case CompareOp::kGreater: return Less(heap, b, a);
-    case CompareOp::kGreaterEqual: return negated(Less(heap, a, b));
-    case CompareOp::kIn: return Contains(heap, b, a);
-    case CompareOp::kNotIn: return negated(Contains(heap, b, a));
+    case CompareOp::kEqual:
+      return Equal(heap, a, b);
+    case CompareOp::kNotEqual:
+      return negated(Equal(heap, a, b));
+    case CompareOp::kLess:
+      return Less(heap, a, b);
+    case CompareOp::kLessEqual:
+      return negated(Less(heap, b, a));
+    case CompareOp::kGreater:
+      return Less(heap, b, a);
+    case CompareOp::kGreaterEqual:
+      return negated(Less(heap, a, b));
+    case CompareOp::kIn:
+      return Contains(heap, b, a);
+    case CompareOp::kNotIn:
+      return negated(Contains(heap, b, a));
   }
   return false;
 }

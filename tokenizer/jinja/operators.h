@@ -10,8 +10,18 @@
 
 namespace shoal::jinja {
 
-enum class BinaryOp { kOr, kAnd, kAdd, kSubtract, kConcat, kMultiply, kDivide, kFloorDivide,
-                      kModulo, kPower };
+enum class BinaryOp {
+  kOr,
+  kAnd,
+  kAdd,
+  kSubtract,
+  kConcat,
+  kMultiply,
+  kDivide,
+  kFloorDivide,
+  kModulo,
+  kPower
+};
 enum class CompareOp { kEqual, kNotEqual, kLess, kLessEqual, kGreater, kGreaterEqual, kIn, kNotIn };
 
 /// Every operator but `or`, `and`, which do not always need `b`. INVALID_ARGUMENT: wrong types,

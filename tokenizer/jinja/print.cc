@@ -25,11 +25,16 @@ std::string HexEscape(char32_t code) {
 /// Escape common to Python and JSON; empty if the character has none.
 std::string_view ShortEscape(char32_t code) {
   switch (code) {
-    case '\n': return "\\n";
-    case '\r': return "\\r";
-    case '\t': return "\\t";
-    case '\\': return "\\\\";
-    default: return "";
+    case '\n':
+      return "\\n";
+    case '\r':
+      return "\\r";
+    case '\t':
+      return "\\t";
+    case '\\':
+      return "\\\\";
+    default:
+      return "";
   }
 }
 
@@ -179,7 +184,7 @@ class JsonWriter {
     std::vector<const std::pair<Value, Value>*> entries;
     for (const auto& entry : dict.entries) entries.push_back(&entry);
     if (format_.sort_keys) {
-      std::ranges::stable_sort(entries, {}, [](const auto* entry) { return KeyView(entry->first); });
+      std::ranges::sort(entries, {}, [](const auto* entry) { return KeyView(entry->first); });
     }
     out_.Append("{", false);
     ++level_;

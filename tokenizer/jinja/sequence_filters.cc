@@ -236,9 +236,9 @@ absl::StatusOr<std::pair<const Builtin*, Args>> Named(const Args& args, size_t i
     return Error("there is no filter or test '{}'",
                  name.is(Kind::kString) ? name.text().view() : name.TypeName());
   }
-  Args rest{{args.positional.begin() + static_cast<std::ptrdiff_t>(index) + 1,
-             args.positional.end()},
-            args.keyword};
+  Args rest{
+      {args.positional.begin() + static_cast<std::ptrdiff_t>(index) + 1, args.positional.end()},
+      args.keyword};
   return std::pair(builtin, std::move(rest));
 }
 

@@ -16,8 +16,8 @@ enum class Side { kLeft, kRight, kBoth };
 /// Without the characters of `characters` (white space if none) at the ends.
 Text Strip(const Text& text, const std::optional<Text>& characters, Side side);
 
-/// At most `limit` cuts (negative: all), from the left or, with Side::kRight, from the right. Without
-/// a separator: at runs of white space, no empty parts. The separator is not empty.
+/// At most `limit` cuts (negative: all), from the left or, with Side::kRight, from the right.
+/// Without a separator: at runs of white space, no empty parts. The separator is not empty.
 std::vector<Text> Split(const Text& text, const std::optional<Text>& separator, int64_t limit,
                         Side side);
 std::vector<Text> SplitLines(const Text& text, bool keep_ends);

@@ -74,12 +74,24 @@ Result EscapeFilter(Heap& heap, const Value& self, const Args&) {
   for (size_t i = 0; i < text.size(); ++i) {
     std::string_view entity;
     switch (text.view()[i]) {
-      case '&': entity = "&amp;"; break;
-      case '<': entity = "&lt;"; break;
-      case '>': entity = "&gt;"; break;
-      case '\'': entity = "&#39;"; break;
-      case '"': entity = "&#34;"; break;
-      default: out.Append(text, i, i + 1); continue;
+      case '&':
+        entity = "&amp;";
+        break;
+      case '<':
+        entity = "&lt;";
+        break;
+      case '>':
+        entity = "&gt;";
+        break;
+      case '\'':
+        entity = "&#39;";
+        break;
+      case '"':
+        entity = "&#34;";
+        break;
+      default:
+        out.Append(text, i, i + 1);
+        continue;
     }
     out.Append(entity, text.FromInput(i, i + 1));
   }
@@ -109,11 +121,14 @@ Result FormatFilter(Heap& heap, const Value& self, const Args& args) {
 Result ToJsonFilter(Heap& heap, const Value& self, const Args& args) {
   const auto& [ascii, indent, separators, sort_keys] =
       std::tie(args.positional[0], args.positional[1], args.positional[2], args.positional[3]);
-  JsonFormat format{.ensure_ascii = ascii.Truthy(), .sort_keys = sort_keys.Truthy()};
+  JsonFormat format;
+  format.ensure_ascii = ascii.Truthy();
+  format.sort_keys = sort_keys.Truthy();
   if (indent.is(Kind::kString)) format.indent = indent.text();
   if (indent.is_integer()) {
     RETURN_IF_ERROR(heap.CheckBytes(indent.integer()));
-    format.indent = Text(std::string(static_cast<size_t>(std::max<int64_t>(indent.integer(), 0)), ' '));
+    format.indent =
+        Text(std::string(static_cast<size_t>(std::max<int64_t>(indent.integer(), 0)), ' '));
   }
   if (format.indent) format.item_separator = Text(",");
   if (separators.is(Kind::kList)) {
@@ -151,7 +166,8 @@ Result FloatFilter(Heap&, const Value& self, const Args& args) {
 Result IntFilter(Heap&, const Value& self, const Args& args) {
   if (self.is(Kind::kUndefined)) return self.UndefinedError();
   if (self.is_integer()) return Value::Integer(self.integer());
-  const Value otherwise = args.positional[0].is(Kind::kUndefined) ? Value::Integer(0) : args.positional[0];
+  const Value otherwise =
+      args.positional[0].is(Kind::kUndefined) ? Value::Integer(0) : args.positional[0];
   std::optional<double> number;
   if (self.is(Kind::kFloat)) number = self.number();
   if (self.is(Kind::kString)) {
@@ -166,7 +182,8 @@ Result IntFilter(Heap&, const Value& self, const Args& args) {
     const auto [end, error] =
         std::from_chars(digits.data(), digits.data() + digits.size(), integer,
                         base.is_integer() ? static_cast<int>(base.integer()) : 10);
-    if (end == digits.data() + digits.size() && error == std::errc()) return Value::Integer(integer);
+    if (end == digits.data() + digits.size() && error == std::errc())
+      return Value::Integer(integer);
     if (error == std::errc::result_out_of_range) return Error("'{}' is beyond 64 bits", digits);
     number = ParseFloat(digits);
   }

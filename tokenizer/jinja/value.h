@@ -90,7 +90,7 @@ struct Dict {
   bool is_namespace = false;  // namespace() and loop: attributes only
   bool from_input = false;
 
-  const Value* Find(const Value& key) const;       // nullptr: absent
+  const Value* Find(const Value& key) const;  // nullptr: absent
   const Value* Find(std::string_view key) const;
   void Set(const Value& key, Value value);
   void Set(std::string_view key, Value value);
@@ -108,8 +108,8 @@ struct Callable {
   std::function<absl::StatusOr<Value>(Args)> call;
 };
 
-/// Everything one rendering makes, freed together (so cyclic and deeply nested values are harmless),
-/// and the budget it is made from. Thread: one.
+/// Everything one rendering makes, freed together (so cyclic and deeply nested values are
+/// harmless), and the budget it is made from. Thread: one.
 class Heap {
  public:
   explicit Heap(const Limits& limits) : limits_(limits) {}

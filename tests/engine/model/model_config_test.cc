@@ -119,6 +119,12 @@ TEST(ModelConfig, TakesNullForDenseLayersAndForAsManyKeyValueHeads) {
   EXPECT_FALSE(config.is_moe_layer(27));
 }
 
+TEST(ModelConfig, TakesDtypeUnderItsNewerNameToo) {
+  EXPECT_EQ(Parsed({{"model_type", "deepseek"}, {"dtype", "float16"}}).torch_dtype,
+            DType::kFloat16);
+  EXPECT_THAT(Error(R"({"model_type": "deepseek", "dtype": "int8"})"), HasSubstr("dtype is"));
+}
+
 TEST(ModelConfig, RoutesEveryMoeLayerFreqthLayerAfterTheDenseOnes) {
   json object = With("moe_layer_freq", 3);
   object["first_k_dense_replace"] = 4;

@@ -28,7 +28,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   Check(input, static_cast<int64_t>(size));
   std::string length(8, '\0');
   for (int i = 0; i < 8; ++i) length[i] = static_cast<char>(size >> (8 * i) & 0xff);
-  // The first bytes double as the size of the data, so that some headers fit their file.
+  // The last byte doubles as the size of the data, so that some headers fit their file.
   const int64_t data_bytes = size > 1 ? data[size - 1] : 0;
   Check(length + input, static_cast<int64_t>(8 + size) + data_bytes);
   return 0;

@@ -26,7 +26,7 @@ TEST(HttpRouter, PrefersTheMoreSpecificPath) {
 }
 
 TEST(HttpRouter, ListsTheMethodsOfAPath) {
-  EXPECT_EQ(Router().Find("PUT", "/models/a").allowed_methods, "DELETE, GET, HEAD, GET, HEAD");
+  EXPECT_EQ(Router().Find("PUT", "/models/a").allowed_methods, "DELETE, GET, HEAD");
   const HttpRouter::Match match = HttpRouter({{"POST", "/chat", false, nullptr}}).Find("POST", "/");
   EXPECT_EQ(match.route, nullptr);
   EXPECT_EQ(match.allowed_methods, "");

@@ -1,0 +1,227 @@
+#include "server/command_line.h"
+
+#include <CLI/App.hpp>
+#include <CLI/Config.hpp>
+#include <CLI/Formatter.hpp>
+#include <charconv>
+#include <functional>
+
+#include "server/config_file.h"
+#include "server/generate_command.h"
+#include "server/make_checkpoint_command.h"
+#include "server/serve_command.h"
+#include "server/tokenize_command.h"
+
+namespace shoal {
+namespace {
+
+constexpr int64_t kMaxInt = std::numeric_limits<int32_t>::max();
+
+/// Accepts decimal integers of a range, and says which range.
+CLI::Validator Integer(int64_t low, int64_t high) {
+  const std::string range = fmt::format("{} to {}", low, high);
+  return CLI::Validator(
+      [=](const std::string& text) {
+        int64_t value = 0;
+        const char* const end = text.data() + text.size();
+        const auto [rest, error] = std::from_chars(text.data(), end, value);
+        if (error == std::errc() && rest == end && value >= low && value <= high) {
+          return std::string();
+        }
+        return fmt::format("'{}' is not an integer from {}", text, range);
+      },
+      range);
+}
+
+CLI::Validator OneOf(std::vector<std::string> words) {
+  const std::string list = fmt::format("{}", fmt::join(words, ", "));
+  return CLI::Validator(
+      [=](const std::string& text) {
+        if (std::find(words.begin(), words.end(), text) != words.end()) return std::string();
+        return fmt::format("'{}' is not one of {}", text, list);
+      },
+      list);
+}
+
+/// Options that say which model runs and how: of `serve` and `generate`.
+void AddEngineOptions(CLI::App& app, EngineConfig& engine) {
+  app.add_option("--model", engine.model_directory,
+                 "Checkpoint directory in Hugging Face layout; without: a tiny random model");
+  app.add_option("--max-model-len", engine.max_model_len, "Tokens of one sequence; 0: the model's")
+      ->check(Integer(0, 1 << 24));
+  app.add_option("--block-size", engine.block_size, "Tokens per KV cache block")
+      ->check(Integer(1, 1024));
+  app.add_option("--max-num-batched-tokens", engine.max_num_batched_tokens, "Tokens per step")
+      ->check(Integer(1, 1 << 20));
+  app.add_option("--kv-cache-memory-bytes", engine.kv_cache_memory_bytes, "0: automatic")
+      ->check(Integer(0, int64_t{1} << 50));
+  app.add_option("--device", engine.device, "Where the model runs")->check(OneOf({"auto", "cpu"}));
+  app.add_option("--dtype", engine.dtype, "Type of weights and activations")
+      ->check(OneOf({"auto", "bfloat16", "float32"}));
+  app.add_option("--threads", engine.threads, "Compute threads; 0: one per core")
+      ->check(Integer(0, 1024));
+  app.add_option("--expert-parallel", engine.expert_parallel, "Ranks that share the experts")
+      ->check(Integer(1, 1024));
+}
+
+/// Everything that the command line can ask for.
+class CommandLine {
+ public:
+  CommandLine() {
+    app_.require_subcommand(1);
+    app_.set_version_flag("--version", std::string("shoal ") + SHOAL_VERSION);
+    AddServe();
+    AddGenerate();
+    AddTokenize();
+    AddMakeCheckpoint();
+    for (CLI::App* command : app_.get_subcommands({})) {
+      command->option_defaults()->always_capture_default();
+      ReadOptionsFromEnvironment(*command);
+    }
+  }
+
+  int Run(int argc, const char* const* argv) {
+    absl::Status status;
+    try {
+      app_.parse(argc, argv);
+      status = RunCommand();
+    } catch (const CLI::Success& success) {  // --help, --version
+      return app_.exit(success);
+    } catch (const CLI::Error& error) {
+      status = absl::InvalidArgumentError(error.what());
+    }
+    if (status.ok()) return 0;
+    fmt::print(stderr, "shoal: {}\n", std::string(status.message()));
+    return 1;
+  }
+
+ private:
+  void AddServe();
+  void AddGenerate();
+  void AddTokenize();
+  void AddMakeCheckpoint();
+  absl::Status RunCommand();
+  absl::Status RunServeCommand();
+
+  CLI::App app_{"Shoal serves DeepSeekMoE language models."};
+  CLI::App* serve_ = app_.add_subcommand("serve", "Serve a model over HTTP (OpenAI API)");
+  CLI::App* generate_ = app_.add_subcommand("generate", "Complete one prompt");
+  CLI::App* tokenize_ = app_.add_subcommand("tokenize", "Show the tokens of a text");
+  CLI::App* make_checkpoint_ =
+      app_.add_subcommand("make-checkpoint", "Write a checkpoint with random weights");
+
+  ServerConfig serve_config_;
+  std::string config_path_;
+  bool print_config_ = false;
+  GenerateConfig generate_config_;
+  TokenizeConfig tokenize_config_;
+  MakeCheckpointConfig make_checkpoint_config_;
+};
+
+void CommandLine::AddServe() {
+  CLI::App& app = *serve_;
+  ServerConfig& config = serve_config_;
+  AddEngineOptions(app, config.engine);
+  app.add_option("--host", config.http.host, "Address to listen on");
+  app.add_option("--port", config.http.port, "Port to listen on; 0: any free one")
+      ->check(Integer(0, 65535));
+  app.add_option("--served-model-name", config.served_model_names,
+                 "Names of the model in the API, the first in answers; default: --model")
+      ->delimiter(',');
+  app.add_option("--api-key", config.http.api_keys,
+                 "Keys that clients must send one of (better given as SHOAL_API_KEY)")
+      ->delimiter(',');
+  app.add_option("--max-num-seqs", config.engine.max_num_seqs, "Sequences that run at once")
+      ->check(Integer(1, 4096));
+  app.add_option("--max-num-queued-requests", config.engine.max_num_queued_requests,
+                 "Requests that may wait beyond those, more are refused")
+      ->check(Integer(1, 1 << 20));
+  app.add_flag("--enable-prefix-caching,!--no-enable-prefix-caching",
+               config.engine.enable_prefix_caching,
+               "Share the KV cache of equal prompt beginnings");
+  app.add_option("--seed", config.seed, "Seed of requests that bring none; default: random ones")
+      ->check(Integer(0, std::numeric_limits<int64_t>::max()));
+  app.add_option("--grpc-port", "Port of the gRPC API, which is not served yet; 0: off")
+      ->check(CLI::Validator(
+          [](const std::string& text) {
+            return text == "0" ? "" : fmt::format("'{}': gRPC is not served yet, only 0", text);
+          },
+          "0"));
+  app.add_option("--drain-timeout-seconds", config.drain_timeout_seconds,
+                 "How long running requests may finish after SIGTERM")
+      ->check(Integer(0, 86400));
+  app.add_option("--config", config_path_, "JSON object with flag names as keys");
+  app.add_flag("--print-config", print_config_, "Print the configuration in force and exit");
+}
+
+void CommandLine::AddGenerate() {
+  CLI::App& app = *generate_;
+  GenerateCall& call = generate_config_.call;
+  AddEngineOptions(app, generate_config_.engine);
+  app.add_option("prompt", generate_config_.prompt, "Text to continue")->required();
+  app.add_flag("--chat", generate_config_.chat, "The prompt is a chat message");
+  app.add_option("--max-tokens", call.max_tokens, "Tokens to generate")->check(Integer(1, kMaxInt));
+  app.add_option("--temperature", call.temperature, "0 to 2; 0: always the likeliest token");
+  app.add_option("--top-p", call.top_p, "Above 0, to 1");
+  app.add_option("--top-k", call.top_k, "0: all")->check(Integer(0, kMaxInt));
+  app.add_option("--seed", call.seed, "Equal seeds give equal texts; default: a random one")
+      ->check(Integer(0, std::numeric_limits<int64_t>::max()));
+}
+
+void CommandLine::AddTokenize() {
+  CLI::App& app = *tokenize_;
+  TokenizeConfig& config = tokenize_config_;
+  app.add_option("--model", config.model_directory,
+                 "Directory with tokenizer.json; without: the project's own tokenizer");
+  CLI::Option* text = app.add_option("text", config.text, "Text to encode");
+  app.add_option("--decode", config.decode_ids, "Token ids to decode instead")
+      ->delimiter(',')
+      ->check(Integer(0, kMaxInt))
+      ->excludes(text);
+}
+
+void CommandLine::AddMakeCheckpoint() {
+  CLI::App& app = *make_checkpoint_;
+  MakeCheckpointConfig& config = make_checkpoint_config_;
+  CLI::Option* preset = app.add_option("--preset", config.preset, "A model of the paper, or tiny")
+                            ->check(OneOf({"tiny", "2b", "16b", "145b"}));
+  app.add_option("--config", config.config_path, "A config.json")->excludes(preset);
+  app.add_option("--tokenizer", config.tokenizer_directory,
+                 "Directory with tokenizer.json and tokenizer_config.json; without: the project's");
+  app.add_option("--dtype", config.dtype, "Type of the weights; default: the configuration's")
+      ->check(OneOf({"bfloat16", "float32"}));
+  app.add_option("--seed", config.seed, "Equal seeds give equal weights")
+      ->check(Integer(0, std::numeric_limits<int64_t>::max()));
+  app.add_option("--output", config.output, "Directory to write")->required();
+}
+
+absl::Status CommandLine::RunCommand() {
+  if (*serve_) return RunServeCommand();
+  if (*generate_) return RunGenerate(generate_config_);
+  if (*tokenize_) {
+    if (tokenize_config_.decode_ids.empty() && tokenize_->count("text") == 0) {
+      return absl::InvalidArgumentError("tokenize needs a text or --decode");
+    }
+    return RunTokenize(tokenize_config_);
+  }
+  const MakeCheckpointConfig& config = make_checkpoint_config_;
+  if (config.preset.empty() && config.config_path.empty()) {
+    return absl::InvalidArgumentError("make-checkpoint needs --preset or --config");
+  }
+  return RunMakeCheckpoint(config);
+}
+
+absl::Status CommandLine::RunServeCommand() {
+  if (!config_path_.empty()) RETURN_IF_ERROR(ApplyConfigFile(*serve_, config_path_));
+  if (print_config_) {
+    fmt::print("{}\n", FormatServerConfig(serve_config_));
+    return absl::OkStatus();
+  }
+  return RunServe(serve_config_);
+}
+
+}  // namespace
+
+int RunCommandLine(int argc, const char* const* argv) { return CommandLine().Run(argc, argv); }
+
+}  // namespace shoal

@@ -1,0 +1,35 @@
+#include "server/server_config.h"
+
+#include <nlohmann/json.hpp>
+
+namespace shoal {
+
+std::string FormatServerConfig(const ServerConfig& config) {
+  const EngineConfig& engine = config.engine;
+  const std::vector<std::string> keys(config.http.api_keys.size(), "***");
+  nlohmann::ordered_json json = {
+      {"model", engine.model_directory},
+      {"served-model-name", config.served_model_names},
+      {"host", config.http.host},
+      {"port", config.http.port},
+      {"api-key", keys},
+      {"grpc-port", 0},
+      {"device", engine.device},
+      {"dtype", engine.dtype},
+      {"threads", engine.threads},
+      {"expert-parallel", engine.expert_parallel},
+      {"max-model-len", engine.max_model_len},
+      {"max-num-seqs", engine.max_num_seqs},
+      {"max-num-batched-tokens", engine.max_num_batched_tokens},
+      {"max-num-queued-requests", engine.max_num_queued_requests},
+      {"block-size", engine.block_size},
+      {"kv-cache-memory-bytes", engine.kv_cache_memory_bytes},
+      {"enable-prefix-caching", engine.enable_prefix_caching},
+      {"seed", nullptr},
+      {"drain-timeout-seconds", config.drain_timeout_seconds},
+  };
+  if (config.seed) json["seed"] = *config.seed;
+  return json.dump(2);
+}
+
+}  // namespace shoal

@@ -1,0 +1,25 @@
+// ServerConfig: everything that `shoal serve` can be told.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "engine/engine.h"
+#include "server/http/http_server.h"
+
+namespace shoal {
+
+struct ServerConfig {
+  HttpServerConfig http;
+  EngineConfig engine;                          // without model_directory: the default model
+  std::vector<std::string> served_model_names;  // empty: after the model directory
+  std::optional<uint64_t> seed;                 // of requests that bring none; none: random ones
+  int drain_timeout_seconds = 45;
+};
+
+/// The configuration in force, as JSON with the flags' names; keys are masked.
+std::string FormatServerConfig(const ServerConfig& config);
+
+}  // namespace shoal

@@ -1,0 +1,217 @@
+#include <gmock/gmock.h>
+
+#include <memory>
+#include <numeric>
+#include <vector>
+
+#include "engine/model/checkpoint_layout.h"
+#include "engine/model/random_checkpoint.h"
+#include "engine/model/safetensors_writer.h"
+#include "engine/model/weights.h"
+#include "kernels/cpu/cpu_backend.h"
+#include "tests/engine/model/temp_directory.h"
+
+namespace shoal {
+namespace {
+
+class Rank final : public Communicator {
+ public:
+  Rank(int rank, int size) : rank_(rank), size_(size) {}
+  int rank() const override { return rank_; }
+  int size() const override { return size_; }
+
+ private:
+  const int rank_;
+  const int size_;
+};
+
+Backend CpuRank(int rank, int size) {
+  absl::StatusOr<Backend> backend =
+      MakeCpuBackend({.num_threads = 1, .memory_limit_bytes = 256 << 20});
+  EXPECT_TRUE(backend.ok()) << backend.status();
+  backend->communicator = std::make_unique<Rank>(rank, size);
+  return *std::move(backend);
+}
+
+std::unique_ptr<Checkpoint> Written(const ModelConfig& config, const TempDirectory& directory) {
+  const absl::Status status =
+      WriteRandomCheckpoint(config, 5, int64_t{1} << 40, directory.path(), {});
+  EXPECT_TRUE(status.ok()) << status;
+  return *Checkpoint::Open(directory.path());
+}
+
+ModelWeights Loaded(const ModelConfig& config, const Checkpoint& checkpoint, Backend& backend) {
+  absl::StatusOr<ModelWeights> weights =
+      LoadModelWeights(config, checkpoint, DType::kFloat32, backend, {});
+  EXPECT_TRUE(weights.ok()) << weights.status();
+  return *std::move(weights);
+}
+
+ModelConfig TinyFloat32() {
+  ModelConfig config = *PresetModelConfig("tiny");
+  config.torch_dtype = DType::kFloat32;
+  return config;
+}
+
+/// A device tensor [shape] of this backend, filled with these values.
+template <typename T>
+Tensor Filled(Backend& backend, DType dtype, std::initializer_list<int64_t> shape,
+              const std::vector<T>& values) {
+  const Tensor tensor = *backend.device->Allocate(dtype, shape);
+  backend.device->CopyFromHost(values.data(), tensor);
+  EXPECT_TRUE(backend.device->Synchronize().ok());
+  return tensor;
+}
+
+std::vector<float> OnHost(Backend& backend, const Tensor& tensor) {
+  std::vector<float> values(static_cast<size_t>(tensor.num_elements()));
+  backend.device->CopyToHost(tensor, values.data());
+  EXPECT_TRUE(backend.device->Synchronize().ok());
+  return values;
+}
+
+std::vector<float> InCheckpoint(const Checkpoint& checkpoint, const std::string& name) {
+  const Tensor& tensor = checkpoint.tensors().at(name);
+  const auto* data = tensor.as<const float>();
+  return {data, data + tensor.num_elements()};
+}
+
+/// Adds to `rows` what this rank's experts of layer 1 make of two tokens that go to all 16 experts.
+void RunExperts(Backend& backend, const LocalExperts& experts, std::vector<float>& rows) {
+  std::vector<float> hidden(2 * 128);
+  for (size_t i = 0; i < hidden.size(); ++i) hidden[i] = 0.01f * static_cast<float>(i % 37);
+  std::vector<int32_t> ids(2 * 16);
+  for (size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<int32_t>(i % 16);
+  const Routing routing = {
+      Filled(backend, DType::kInt32, {2, 16}, ids),
+      Filled(backend, DType::kFloat32, {2, 16}, std::vector<float>(2 * 16, 1.0f))};
+  const Tensor x = Filled(backend, DType::kFloat32, {2, 128}, hidden);
+  const Tensor out = Filled(backend, DType::kFloat32, {2, 16, 128}, rows);
+  backend.ops->ExpertFfn(x, routing, experts, out);
+  rows = OnHost(backend, out);
+}
+
+TEST(LoadModelWeights, GivesEachRankItsExperts) {
+  const TempDirectory directory;
+  const ModelConfig config = TinyFloat32();
+  const auto checkpoint = Written(config, directory);
+  Backend whole = CpuRank(0, 1);
+  std::vector<float> expected(2 * 16 * 128);
+  RunExperts(whole, Loaded(config, *checkpoint, whole).layers[1].experts, expected);
+  EXPECT_THAT(expected, testing::Each(testing::Ne(0.0f)));
+
+  constexpr int kNumRanks = 3;
+  std::vector<float> rows(2 * 16 * 128);
+  for (int rank = 0; rank < kNumRanks; ++rank) {
+    Backend backend = CpuRank(rank, kNumRanks);
+    RunExperts(backend, Loaded(config, *checkpoint, backend).layers[1].experts, rows);
+  }
+  EXPECT_EQ(rows, expected);
+}
+
+TEST(LoadModelWeights, PutsBiasesOfQueryKeyAndValueOneAfterTheOther) {
+  const TempDirectory directory;
+  ModelConfig config = TinyFloat32();
+  config.attention_bias = true;
+  config.num_key_value_heads = 2;
+  const auto checkpoint = Written(config, directory);
+  Backend backend = CpuRank(0, 1);
+  const ModelWeights weights = Loaded(config, *checkpoint, backend);
+  std::vector<float> expected;
+  for (const char* name : {"q", "k", "v"}) {
+    const auto part =
+        InCheckpoint(*checkpoint, fmt::format("model.layers.2.self_attn.{}_proj.bias", name));
+    expected.insert(expected.end(), part.begin(), part.end());
+  }
+  EXPECT_EQ(OnHost(backend, weights.layers[2].qkv_bias), expected);
+  EXPECT_EQ(weights.layers[2].qkv.out_features, 128 + 2 * 64);
+  EXPECT_EQ(OnHost(backend, weights.layers[2].o_bias),
+            InCheckpoint(*checkpoint, "model.layers.2.self_attn.o_proj.bias"));
+}
+
+TEST(LoadModelWeights, UsesTheEmbeddingAsHeadWhenTied) {
+  const TempDirectory directory;
+  ModelConfig config = TinyFloat32();
+  config.tie_word_embeddings = true;
+  const auto checkpoint = Written(config, directory);
+  Backend backend = CpuRank(0, 1);
+  const ModelWeights weights = Loaded(config, *checkpoint, backend);
+  EXPECT_EQ(weights.lm_head.data, weights.embedding.data);
+  config.tie_word_embeddings = false;
+  EXPECT_EQ(LoadModelWeights(config, *checkpoint, DType::kFloat32, backend, {}).status().code(),
+            absl::StatusCode::kNotFound);
+}
+
+TEST(LoadModelWeights, LeavesOutWhatTheLayersDoNotHave) {
+  const TempDirectory directory;
+  ModelConfig config = TinyFloat32();
+  config.n_shared_experts = 0;
+  config.moe_layer_freq = 2;
+  const auto checkpoint = Written(config, directory);
+  Backend backend = CpuRank(0, 1);
+  const ModelWeights weights = Loaded(config, *checkpoint, backend);
+  ASSERT_EQ(weights.layers.size(), 4u);
+  for (int i = 0; i < 4; ++i) {
+    const LayerWeights& layer = weights.layers[static_cast<size_t>(i)];
+    EXPECT_EQ(layer.router.empty(), i != 2) << i;
+    EXPECT_EQ(layer.experts.weights.empty(), i != 2) << i;
+    EXPECT_EQ(layer.dense.empty(), i == 2) << i;
+    EXPECT_TRUE(layer.shared.empty()) << i;
+    EXPECT_TRUE(layer.qkv_bias.empty()) << i;
+  }
+}
+
+TEST(LoadModelWeights, IgnoresRotaryFrequenciesOfOldCheckpoints) {
+  const TempDirectory directory;
+  ModelConfig config = TinyFloat32();
+  config.num_hidden_layers = 1;
+  config.vocab_size = 16;
+  std::vector<TensorInfo> infos;
+  std::vector<TensorSpec> layout = CheckpointLayout(config);
+  layout.push_back({"model.layers.0.self_attn.rotary_emb.inv_freq", {16}});
+  int64_t end = 0;
+  for (const TensorSpec& spec : layout) {
+    const int64_t begin = end;
+    end += 4 * std::accumulate(spec.shape.begin(), spec.shape.end(), int64_t{1}, std::multiplies());
+    infos.push_back({spec.name, DType::kFloat32, spec.shape, begin, end});
+  }
+  auto writer = SafetensorsWriter::Create(directory.path() + "/model.safetensors", infos);
+  ASSERT_TRUE(writer.ok()) << writer.status();
+  ASSERT_TRUE(writer->Append(std::vector<std::byte>(static_cast<size_t>(end))).ok());
+  ASSERT_TRUE(writer->Close().ok());
+  Backend backend = CpuRank(0, 1);
+  Loaded(config, **Checkpoint::Open(directory.path()), backend);
+}
+
+TEST(LoadModelWeights, ReportsTheBytesOfItsRankUpToTheEnd) {
+  const TempDirectory directory;
+  const ModelConfig config = TinyFloat32();
+  const auto checkpoint = Written(config, directory);
+  Backend backend = CpuRank(1, 2);
+  int64_t last = 0;
+  int64_t total = 0;
+  const auto progress = [&](int64_t done_bytes, int64_t total_bytes) {
+    EXPECT_GT(done_bytes, last);
+    last = done_bytes;
+    total = total_bytes;
+  };
+  ASSERT_TRUE(
+      LoadModelWeights(config, *checkpoint, DType::kBFloat16, backend, progress).status().ok());
+  const int64_t expert_bytes = 4 * 3 * 128 * 96;
+  EXPECT_EQ(total, 4 * config.num_parameters() - 3 * 8 * expert_bytes);
+  EXPECT_EQ(last, total);
+}
+
+TEST(LoadModelWeights, SaysWhenTheDeviceIsTooSmall) {
+  const TempDirectory directory;
+  const ModelConfig config = TinyFloat32();
+  const auto checkpoint = Written(config, directory);
+  absl::StatusOr<Backend> backend =
+      MakeCpuBackend({.num_threads = 1, .memory_limit_bytes = 1 << 20});
+  ASSERT_TRUE(backend.ok()) << backend.status();
+  EXPECT_EQ(LoadModelWeights(config, *checkpoint, DType::kFloat32, *backend, {}).status().code(),
+            absl::StatusCode::kResourceExhausted);
+}
+
+}  // namespace
+}  // namespace shoal

@@ -1,0 +1,355 @@
+#include "server/service/generation_service.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+
+#include "server/service/field_error.h"
+#include "tests/server/service/small_service.h"
+
+namespace shoal {
+namespace {
+
+using std::chrono_literals::operator""s;
+using std::chrono_literals::operator""ms;
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::SizeIs;
+using TokenIds = GenerateCall::TokenIds;
+
+/// All that a choice gave.
+struct Choice {
+  std::string text;
+  std::vector<GenerationDelta::Token> tokens;
+  GenerationDelta last;
+
+  TokenIds ids() const {
+    TokenIds ids;
+    for (const auto& token : tokens) ids.push_back(token.token_id);
+    return ids;
+  }
+};
+
+struct Result {
+  std::vector<Choice> choices;
+  Usage usage;
+};
+
+/// Polls whenever woken, as a front end does.
+Result Finish(GenerationService& service, const GenerateCall& call) {
+  std::mutex mutex;
+  std::condition_variable woken;
+  bool has_news = false;
+  auto generation = service.Start(call, [&] {
+    const std::lock_guard lock(mutex);
+    has_news = true;
+    woken.notify_one();
+  });
+  Result result;
+  EXPECT_TRUE(generation.ok()) << generation.status();
+  if (!generation.ok()) return result;
+  result.choices.resize(static_cast<size_t>(call.n));
+  while (!(*generation)->done()) {
+    {
+      std::unique_lock lock(mutex);
+      EXPECT_TRUE(woken.wait_for(lock, 60s, [&] { return has_news; })) << "no wake";
+      has_news = false;
+    }
+    for (GenerationDelta& delta : (*generation)->Poll()) {
+      Choice& choice = result.choices[static_cast<size_t>(delta.index)];
+      EXPECT_FALSE(choice.last.finish_reason) << "news after the end";
+      choice.text += delta.text;
+      std::move(delta.tokens.begin(), delta.tokens.end(), std::back_inserter(choice.tokens));
+      choice.last = std::move(delta);
+    }
+  }
+  result.usage = (*generation)->usage();
+  return result;
+}
+
+GenerateCall Greedy(GenerateCall::Prompt prompt, int64_t max_tokens) {
+  GenerateCall call;
+  call.request_id = "test";
+  call.prompt = std::move(prompt);
+  call.max_tokens = max_tokens;
+  call.temperature = 0;
+  call.ignore_eos = true;
+  return call;
+}
+
+/// One engine for all tests that leave it idle.
+class GenerationServiceTest : public testing::Test {
+ protected:
+  static void SetUpTestSuite() { small_ = new SmallService(); }
+  static void TearDownTestSuite() { delete small_; }
+
+  GenerationService& service() { return **small_; }
+
+  absl::Status Refusal(const GenerateCall& call) {
+    return service().Start(call, [] {}).status();
+  }
+
+  /// Waits until nothing runs or waits any more; false if that takes too long.
+  static bool BecomesIdle(GenerationService& service) {
+    for (int i = 0; i < 6000; ++i) {
+      const EngineStats stats = service.engine().Stats();
+      if (stats.scheduler.num_running == 0 && stats.scheduler.num_waiting == 0) return true;
+      std::this_thread::sleep_for(10ms);
+    }
+    return false;
+  }
+
+ private:
+  static inline SmallService* small_ = nullptr;
+};
+
+TEST_F(GenerationServiceTest, TextIsTheDecodedTokens) {
+  const Result result = Finish(service(), Greedy("one two", 20));
+  const Choice& choice = result.choices[0];
+  ASSERT_THAT(choice.tokens, SizeIs(20));
+  EXPECT_EQ(choice.text, DeployedTokenizer().Decode(choice.ids(), true));
+  EXPECT_EQ(choice.last.finish_reason, FinishReason::kLength);
+  EXPECT_EQ(choice.tokens[0].logprob, std::nullopt);
+  EXPECT_EQ(result.usage.completion_tokens, 20);
+}
+
+TEST_F(GenerationServiceTest, TextPromptsGetBosAndTokenIdsDoNot) {
+  TokenIds ids = DeployedTokenizer().Encode("one two", Tokenizer::SpecialText::kAsToken);
+  const Result without = Finish(service(), Greedy(ids, 8));
+  EXPECT_EQ(without.usage.prompt_tokens, std::ssize(ids));
+  ids.insert(ids.begin(), DeployedTokenizer().bos_id());
+  const Result text = Finish(service(), Greedy("one two", 8));
+  EXPECT_EQ(text.usage.prompt_tokens, std::ssize(ids));
+  EXPECT_EQ(text.choices[0].text, Finish(service(), Greedy(ids, 8)).choices[0].text);
+}
+
+TEST_F(GenerationServiceTest, StopStringAcrossTokensCutsTheTextAndEndsTheRequest) {
+  const Choice whole = Finish(service(), Greedy("one two", 40)).choices[0];
+  // From the middle of one token to the middle of the next but one.
+  const size_t begin = whole.text.size() / 3;
+  size_t from = begin;
+  while ((whole.text[from] & 0xC0) == 0x80) ++from;
+  size_t to = from + 7;
+  while ((whole.text[to] & 0xC0) == 0x80) ++to;
+  const std::string stop = whole.text.substr(from, to - from);
+
+  GenerateCall call = Greedy("one two", 400);
+  call.stop = {"\u0001 never", stop};
+  const Result result = Finish(service(), call);
+  const Choice& choice = result.choices[0];
+  EXPECT_EQ(choice.text, whole.text.substr(0, whole.text.find(stop)));
+  EXPECT_EQ(choice.last.finish_reason, FinishReason::kStop);
+  EXPECT_EQ(std::get<std::string>(choice.last.stop_reason), stop);
+  EXPECT_LT(result.usage.completion_tokens, 40);
+  EXPECT_GE(result.usage.completion_tokens, std::ssize(choice.tokens));
+  EXPECT_TRUE(BecomesIdle(service()));
+}
+
+TEST_F(GenerationServiceTest, StopTokenHasNoTextButALogprob) {
+  const Choice whole = Finish(service(), Greedy("one two", 10)).choices[0];
+  GenerateCall call = Greedy("one two", 10);
+  call.stop_token_ids = {whole.tokens[4].token_id};
+  call.logprobs = 1;
+  const Choice choice = Finish(service(), call).choices[0];
+  EXPECT_EQ(choice.last.finish_reason, FinishReason::kStop);
+  EXPECT_EQ(std::get<int32_t>(choice.last.stop_reason), whole.tokens[4].token_id);
+  TokenIds text_ids = choice.ids();
+  EXPECT_EQ(text_ids.back(), whole.tokens[4].token_id);
+  EXPECT_TRUE(choice.tokens.back().logprob);
+  text_ids.pop_back();
+  EXPECT_EQ(choice.text, DeployedTokenizer().Decode(text_ids, true));
+}
+
+TEST_F(GenerationServiceTest, EchoHasPromptAndCompletionWithAlignedLogprobs) {
+  const TokenIds prompt = DeployedTokenizer().Encode("Gr\u00FC\u00DFe, \u4F60\u597D world",
+                                                     Tokenizer::SpecialText::kAsToken);
+  GenerateCall call = Greedy(prompt, 1);
+  call.echo = true;
+  call.logprobs = 2;
+  const Choice choice = Finish(service(), call).choices[0];
+  ASSERT_THAT(choice.tokens, SizeIs(prompt.size() + 1));
+  EXPECT_EQ(choice.tokens[0].logprob, std::nullopt);
+  for (size_t i = 0; i < choice.tokens.size(); ++i) {
+    const auto& token = choice.tokens[i];
+    if (i < prompt.size()) EXPECT_EQ(token.token_id, prompt[i]);
+    if (i == 0) continue;
+    ASSERT_TRUE(token.logprob) << i;
+    EXPECT_LT(*token.logprob, 0);
+    EXPECT_THAT(token.top_logprobs, SizeIs(2));
+  }
+  EXPECT_EQ(choice.text, DeployedTokenizer().Decode(choice.ids(), true));
+  EXPECT_EQ(choice.tokens.back().text_offset, 15u);  // code points of the prompt
+  EXPECT_EQ(choice.tokens.back().top_logprobs[0].token_id, choice.tokens.back().token_id);
+}
+
+TEST_F(GenerationServiceTest, EchoWithoutTokensScoresThePromptOnly) {
+  GenerateCall call = Greedy("one two three", 0);
+  call.echo = true;
+  const Result plain = Finish(service(), call);
+  EXPECT_EQ(plain.choices[0].text, "one two three");
+  EXPECT_EQ(plain.choices[0].tokens.back().logprob, std::nullopt);
+  EXPECT_EQ(plain.choices[0].last.finish_reason, FinishReason::kLength);
+  EXPECT_EQ(plain.usage.completion_tokens, 0);
+  call.logprobs = 0;
+  EXPECT_TRUE(Finish(service(), call).choices[0].tokens.back().logprob);
+}
+
+TEST_F(GenerationServiceTest, ChoicesDifferAndTheFirstIsThatOfASingleOne) {
+  GenerateCall call = Greedy("one two", 12);
+  call.temperature = 1;
+  call.seed = 42;
+  const Choice single = Finish(service(), call).choices[0];
+  call.n = 3;
+  const Result result = Finish(service(), call);
+  EXPECT_EQ(result.choices[0].ids(), single.ids());
+  EXPECT_NE(result.choices[1].ids(), single.ids());
+  EXPECT_NE(result.choices[2].ids(), result.choices[1].ids());
+  EXPECT_EQ(result.usage.completion_tokens, 36);
+  call.n = 1;
+  EXPECT_EQ(result.usage.prompt_tokens, Finish(service(), call).usage.prompt_tokens);
+}
+
+TEST_F(GenerationServiceTest, ReplyLosesOneLeadingSpace) {
+  const GenerateCall::Conversation conversation = {{"user", "Who are you?"}};
+  const TokenIds ids = *service().Encode(conversation, true, true);
+  EXPECT_EQ(ids[0], DeployedTokenizer().bos_id());
+  GenerateCall raw = Greedy(ids, 2);
+  raw.temperature = 2;
+  GenerateCall chat = raw;
+  chat.prompt = conversation;
+  int num_stripped = 0;
+  for (uint64_t seed = 0; seed < 50; ++seed) {
+    raw.seed = chat.seed = seed;
+    const std::string text = Finish(service(), raw).choices[0].text;
+    num_stripped += text.starts_with(' ');
+    EXPECT_EQ(Finish(service(), chat).choices[0].text, text.substr(text.starts_with(' ')));
+  }
+  EXPECT_GT(num_stripped, 0);
+}
+
+TEST_F(GenerationServiceTest, DestroyingAGenerationFreesItsBlocks) {
+  ASSERT_TRUE(BecomesIdle(service()));
+  const int32_t free_before = service().engine().Stats().blocks.num_free;
+  GenerateCall call = Greedy("one two", 400);
+  call.n = 4;
+  std::atomic<bool> alive = true;
+  std::atomic<int> late_wakes = 0;
+  auto generation = service().Start(call, [&] {
+    if (!alive) ++late_wakes;
+  });
+  ASSERT_TRUE(generation.ok()) << generation.status();
+  while ((*generation)->Poll().empty()) std::this_thread::sleep_for(1ms);
+  EXPECT_FALSE((*generation)->done());
+  generation->reset();
+  alive = false;
+  EXPECT_TRUE(BecomesIdle(service()));
+  EXPECT_EQ(service().engine().Stats().blocks.num_free, free_before);
+  EXPECT_EQ(late_wakes, 0);
+}
+
+TEST_F(GenerationServiceTest, RefusesWhatDoesNotFitTheContext) {
+  const TokenIds prompt(600, 5);
+  absl::Status status = Refusal(Greedy(prompt, 1));
+  EXPECT_EQ(FieldOf(status), "prompt");
+  EXPECT_THAT(std::string(status.message()),
+              HasSubstr("maximum context length is 512 tokens, but the prompt has 600"));
+  status = Refusal(Greedy(TokenIds(500, 5), 13));
+  EXPECT_EQ(FieldOf(status), "max_tokens");
+  EXPECT_THAT(std::string(status.message()), HasSubstr("500 and max_tokens is 13"));
+  GenerateCall unlimited = Greedy(TokenIds(512, 5), 1);
+  unlimited.max_tokens.reset();
+  EXPECT_EQ(FieldOf(Refusal(unlimited)), "prompt");
+  unlimited.prompt = TokenIds(510, 5);
+  EXPECT_EQ(Finish(service(), unlimited).usage.completion_tokens, 2);
+  const GenerateCall::Conversation talk = {{"user", std::string(4000, 'x')}};
+  EXPECT_EQ(FieldOf(Refusal(Greedy(talk, 1))), "messages");
+}
+
+TEST_F(GenerationServiceTest, RefusesOutOfRangeByName) {
+  const auto field = [this](const std::function<void(GenerateCall&)>& change) {
+    GenerateCall call = Greedy("one", 1);
+    change(call);
+    const absl::Status status = Refusal(call);
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(std::string(status.message()), HasSubstr(FieldOf(status)));
+    return FieldOf(status);
+  };
+  EXPECT_EQ(field([](auto& call) { call.n = 0; }), "n");
+  EXPECT_EQ(field([](auto& call) { call.n = 17; }), "n");
+  EXPECT_EQ(field([](auto& call) { call.temperature = 2.5; }), "temperature");
+  EXPECT_EQ(field([](auto& call) { call.temperature = -1; }), "temperature");
+  EXPECT_EQ(field([](auto& call) { call.temperature = NAN; }), "temperature");
+  EXPECT_EQ(field([](auto& call) { call.top_p = 0; }), "top_p");
+  EXPECT_EQ(field([](auto& call) { call.top_p = 1.5; }), "top_p");
+  EXPECT_EQ(field([](auto& call) { call.top_k = -2; }), "top_k");
+  EXPECT_EQ(field([](auto& call) { call.min_p = 1.5; }), "min_p");
+  EXPECT_EQ(field([](auto& call) { call.logprobs = 21; }), "logprobs");
+  EXPECT_EQ(field([](auto& call) { call.max_tokens = -1; }), "max_tokens");
+  EXPECT_EQ(field([](auto& call) { call.max_tokens = int64_t{1} << 40; }), "max_tokens");
+  EXPECT_EQ(field([](auto& call) { call.stop.assign(17, "a"); }), "stop");
+  EXPECT_EQ(field([](auto& call) { call.stop = {std::string(257, 'a')}; }), "stop");
+  EXPECT_EQ(field([](auto& call) { call.stop_token_ids.assign(17, 1); }), "stop_token_ids");
+  EXPECT_EQ(field([](auto& call) { call.stop_token_ids = {-1}; }), "stop_token_ids");
+  EXPECT_EQ(field([](auto& call) { call.prompt = TokenIds{1, 1 << 30}; }), "prompt");
+  EXPECT_EQ(field([](auto& call) { call.prompt = TokenIds{}; }), "prompt");
+}
+
+TEST_F(GenerationServiceTest, PromptFoundInTheCacheIsInTheUsage) {
+  const TokenIds prompt(100, 7);
+  EXPECT_EQ(Finish(service(), Greedy(prompt, 2)).usage.cached_tokens, 0);
+  EXPECT_GE(Finish(service(), Greedy(prompt, 2)).usage.cached_tokens, 80);
+}
+
+TEST(GenerationService, FullQueueLeavesNothingBehind) {
+  EngineConfig config;
+  config.max_num_seqs = 1;
+  config.max_num_queued_requests = 2;
+  SmallService small(nullptr, config);
+  GenerateCall call = Greedy("one", 100);
+  call.n = 16;
+  const absl::Status status = small->Start(call, [] {}).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << status;
+  call.n = 1;
+  EXPECT_EQ(Finish(*small, call).usage.completion_tokens, 100);
+}
+
+TEST(GenerationService, ObserverHearsOfEveryChoice) {
+  struct Recorder final : GenerationObserver {
+    void OnFirstToken(double seconds, double queue_seconds) override {
+      EXPECT_GE(seconds, queue_seconds);
+      EXPECT_GE(queue_seconds, 0);
+      ++num_first;
+    }
+    void OnNextToken(double seconds) override {
+      EXPECT_GE(seconds, 0);
+      ++num_next;
+    }
+    void OnFinished(FinishReason reason, double, const Usage& usage) override {
+      reasons.push_back(reason);
+      num_tokens += usage.completion_tokens;
+    }
+    int num_first = 0;
+    int num_next = 0;
+    int64_t num_tokens = 0;
+    std::vector<FinishReason> reasons;
+  };
+  Recorder recorder;
+  SmallService small(&recorder);
+  GenerateCall call = Greedy("one", 5);
+  call.n = 2;
+  Finish(*small, call);
+  EXPECT_EQ(recorder.num_first, 2);
+  EXPECT_EQ(recorder.num_next, 8);
+  EXPECT_EQ(recorder.num_tokens, 10);
+  EXPECT_THAT(recorder.reasons, ElementsAre(FinishReason::kLength, FinishReason::kLength));
+  call.n = 1;
+  call.max_tokens = 400;
+  ASSERT_TRUE(small->Start(call, [] {}).ok());
+  EXPECT_EQ(recorder.reasons.back(), FinishReason::kCancel);
+}
+
+}  // namespace
+}  // namespace shoal
