@@ -130,7 +130,12 @@ void CommandLine::AddServe() {
       ->delimiter(',');
   app.add_option("--api-key", config.http.api_keys,
                  "Keys that clients must send one of (better given as SHOAL_API_KEY)")
-      ->delimiter(',');
+      ->delimiter(',')
+      ->check(CLI::Validator(
+          [](const std::string& key) {
+            return key == kMaskedKey ? std::string("a masked key is no key") : std::string();
+          },
+          "KEY"));
   app.add_option("--max-num-seqs", config.engine.max_num_seqs, "Sequences that run at once")
       ->check(Integer(1, 4096));
   app.add_option("--max-num-queued-requests", config.engine.max_num_queued_requests,

@@ -19,7 +19,11 @@ bool IsConfiguration(const std::string& name) {
 }
 
 absl::Status SetOption(CLI::Option& option, const Json& value) {
-  const Json values = value.is_array() ? value : Json::array({value});
+  // As --print-config prints them, null and [] are options that nobody has set.
+  const Json values = value.is_array()  ? value
+                      : value.is_null() ? Json::array()
+                                        : Json::array({value});
+  if (values.empty()) return absl::OkStatus();
   for (const Json& item : values) {
     if (item.is_string()) {
       option.add_result(item.get<std::string>());

@@ -16,7 +16,7 @@
 namespace shoal {
 namespace {
 
-constexpr char kDefaultModelName[] = "shoal-tiny-random";
+constexpr char kDefaultModelName[] = "shoal";
 constexpr std::chrono::seconds kFlushTimeout{5};  // for responses whose generation has ended
 
 /// SIGTERM and SIGINT, taken by waiting and not by handlers.

@@ -6,7 +6,7 @@ namespace shoal {
 
 std::string FormatServerConfig(const ServerConfig& config) {
   const EngineConfig& engine = config.engine;
-  const std::vector<std::string> keys(config.http.api_keys.size(), "***");
+  const std::vector<std::string> keys(config.http.api_keys.size(), kMaskedKey);
   nlohmann::ordered_json json = {
       {"model", engine.model_directory},
       {"served-model-name", config.served_model_names},

@@ -19,6 +19,9 @@ struct ServerConfig {
   int drain_timeout_seconds = 45;
 };
 
+/// What FormatServerConfig() shows instead of a key.
+inline constexpr char kMaskedKey[] = "***";
+
 /// The configuration in force, as JSON with the flags' names; keys are masked.
 std::string FormatServerConfig(const ServerConfig& config);
 

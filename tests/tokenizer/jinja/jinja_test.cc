@@ -188,11 +188,11 @@ INSTANTIATE_TEST_SUITE_P(
         "{% set l = [] %}{% set m = [l] %}{% set _ = l.append(m) %}{{ l == m }}",
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
         "{% macro f() %}{% call f() %}{% endcall %}{% endmacro %}{{ f() }}",
-        "{% set s = 'a' * 10**7 %}{{ s | replace('a', s) }}", "{{ ['a' * 10**7] * 99 | join }}",
-        "{{ (['a' * 10**7] * 99) | join }}", "{{ (['a' * 10**7] * 99) | tojson }}",
-        "{{ '\\n' * 10**6 | indent(10**6, true, true) }}", "{{ 'a' | indent(10**12) }}",
-        "{{ ('a\\n' * 10**6) | indent(10**6) }}", "{{ [1] | tojson(indent=10**12) }}",
-        "{{ '{0}{0}{0}{0}'.format('a' * 10**7) }}", "{{ [1, 2] | batch(10**9, 0) | list }}",
+        "{% set s = 'a' * 10**7 %}{{ s | replace('a', s) }}", "{{ (['a' * 10**7] * 99) | join }}",
+        "{{ (['a' * 10**7] * 99) | tojson }}", "{{ ('\\n' * 10**6) | indent(10**6, true, true) }}",
+        "{{ 'a' | indent(10**12) }}", "{{ ('a\\n' * 10**6) | indent(10**6) }}",
+        "{{ [1] | tojson(indent=10**12) }}", "{{ '{0}{0}{0}{0}'.format('a' * 10**7) }}",
+        "{{ [1, 2] | batch(10**9, 0) | list }}",
         "{% set s = 'a' * 10**7 %}{% for i in range(10**5) %}{% if 'b' in s %}{% endif %}"
         "{% endfor %}"));
 
@@ -232,7 +232,9 @@ TEST(Template, RefusesAHugeSource) {
 }
 
 TEST(Template, KeepsBytesThatAreNotUtf8) {
-  EXPECT_EQ(Render("\xFF{{ x[0] }}{{ x | length }}", {{"x", "\xE4\xBD"}}), "\xFF[\xE4][2]");
+  EXPECT_EQ(Render("\xFF{{ x[0] }}{{ x | length }}", {{"x", "\xE4\xBD"}}),
+            "\xFF[\xE4"
+            "2]");
 }
 
 }  // namespace
