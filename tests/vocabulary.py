@@ -1,5 +1,6 @@
 """The tokenizer's vocabulary as bytes, read from tokenizer.json (byte-level BPE)."""
 
+import collections
 import json
 
 
@@ -21,3 +22,28 @@ def read_vocabulary(directory):
     }
     added = {token["id"]: token["content"].encode() for token in tokenizer["added_tokens"]}
     return tokens | added
+
+
+def token_text(data):
+    """How the server writes a token's bytes as JSON text."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
+def ids_of_texts(vocabulary):
+    """{text: id} of the tokens whose text is theirs alone."""
+    occurrences = collections.Counter(vocabulary.values())
+    return {token_text(data): token_id for token_id, data in vocabulary.items()
+            if occurrences[data] == 1}
+
+
+def leading_ids(texts, id_of_text):
+    """Ids of the first tokens of `texts`, up to one that cannot be told from its text."""
+    ids = []
+    for text in texts:
+        if text not in id_of_text:
+            break
+        ids.append(id_of_text[text])
+    return ids

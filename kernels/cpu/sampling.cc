@@ -138,10 +138,11 @@ int32_t RowSampler::Draw(Isa isa, const float* logits, int64_t vocab, float high
   int64_t count = 0;
   double total = 0;
   for (int32_t id = 0; id < vocab; ++id) {
-    if (weights[id] <= 0 || weights[id] < row.min_p) continue;
-    total += weights[id];
-    if (weights[id] < negligible) continue;
-    candidates[count++] = {.rank = RankOf(logits[id]), .id = id, .weight = weights[id]};
+    // Without branches, which random logits would make unpredictable.
+    const bool likely = weights[id] > 0 && weights[id] >= row.min_p;
+    total += likely ? weights[id] : 0.0f;
+    candidates[count] = {.rank = RankOf(logits[id]), .id = id, .weight = weights[id]};
+    count += likely && weights[id] >= negligible;
   }
   const auto weight = [](const Candidate& candidate) { return double{candidate.weight}; };
   const auto add_weights = [&] {
@@ -192,12 +193,10 @@ int64_t RowSampler::KeepMostLikely(Candidate* candidates, int64_t count, double 
   int64_t kept = 0;
   for (int64_t i = 0; i < count; ++i) {
     const Candidate candidate = candidates[i];
-    if (candidate.rank > last_rank) continue;
-    if (candidate.rank == last_rank) {
-      if (missing <= 0) continue;
-      missing -= weight(candidate);
-    }
-    candidates[kept++] = candidate;
+    const bool tied = candidate.rank == last_rank;
+    candidates[kept] = candidate;
+    kept += candidate.rank < last_rank || (tied && missing > 0);
+    if (tied) missing -= weight(candidate);
   }
   return kept;
 }

@@ -177,6 +177,11 @@ class SaxReader {
 }  // namespace
 
 absl::Status ReadJson(std::string_view text, const JsonHandler& handler) {
+  // The library takes this byte for the end of the text.
+  if (const size_t at = text.find('\0'); at != std::string_view::npos) {
+    return absl::InvalidArgumentError(
+        fmt::format("the body is not valid JSON at byte {}: a zero byte", at + 1));
+  }
   SaxReader reader(handler);
   nlohmann::json::sax_parse(text, &reader);
   return reader.status();

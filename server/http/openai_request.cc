@@ -202,6 +202,9 @@ absl::StatusOr<DetokenizeRequest> ParseDetokenizeRequest(std::string_view body) 
   fields.Add("model", StringField(&request.model));
   fields.Add("tokens", TokenIdsField(&request.tokens));
   RETURN_IF_ERROR(fields.Read(body));
+  if (request.tokens.empty()) {
+    return FieldError("tokens", "tokens must have at least one token id");
+  }
   return request;
 }
 

@@ -47,10 +47,6 @@ absl::Status CheckSampling(const GenerateCall& call) {
   return CheckCount("stop_token_ids", call.stop_token_ids.size(), kMaxStops);
 }
 
-const char* PromptField(const GenerateCall::Prompt& prompt) {
-  return std::holds_alternative<GenerateCall::Conversation>(prompt) ? "messages" : "prompt";
-}
-
 uint64_t RandomSeed() {
   std::random_device device;
   return static_cast<uint64_t>(device()) << 32 | device();
@@ -156,7 +152,8 @@ absl::Status GenerationService::CheckTokenIds(const char* field,
 
 absl::StatusOr<int32_t> GenerationService::MaxTokens(const GenerateCall& call,
                                                      int64_t num_prompt_tokens) const {
-  const char* field = PromptField(call.prompt);
+  const bool is_chat = std::holds_alternative<GenerateCall::Conversation>(call.prompt);
+  const char* field = is_chat ? "messages" : "prompt";
   if (num_prompt_tokens == 0) return FieldError(field, fmt::format("{} has no tokens", field));
   if (call.max_tokens.value_or(0) < 0) {
     return FieldError("max_tokens",
@@ -164,20 +161,15 @@ absl::StatusOr<int32_t> GenerationService::MaxTokens(const GenerateCall& call,
   }
   const int64_t limit = engine_->max_model_len();
   const int64_t room = limit - num_prompt_tokens;
-  const int64_t min_tokens = call.max_tokens ? std::min<int64_t>(*call.max_tokens, 1) : 1;
-  if (room < min_tokens) {
-    return FieldError(field,
-                      fmt::format("this model's maximum context length is {} tokens, but the "
-                                  "prompt has {}{}",
-                                  limit, num_prompt_tokens,
-                                  room == 0 ? ", which leaves no room for a completion" : ""));
+  const std::string lengths =
+      fmt::format("this model's maximum context length is {} tokens, but the {} {}", limit,
+                  is_chat ? "messages have" : "prompt has", num_prompt_tokens);
+  if (room < std::min<int64_t>(call.max_tokens.value_or(1), 1)) {
+    return FieldError(field, room < 0 ? lengths : lengths + ", which leaves none for the output");
   }
   const int64_t max_tokens = call.max_tokens.value_or(room);
   if (max_tokens > room) {
-    return FieldError("max_tokens",
-                      fmt::format("this model's maximum context length is {} tokens, but the "
-                                  "prompt has {} and max_tokens is {}",
-                                  limit, num_prompt_tokens, max_tokens));
+    return FieldError("max_tokens", fmt::format("{} and max_tokens is {}", lengths, max_tokens));
   }
   return static_cast<int32_t>(max_tokens);
 }

@@ -2,7 +2,6 @@
 through HTTP. README.md says how errors are measured and which tokens are skipped."""
 
 import functools
-import json
 import os
 import pathlib
 import subprocess
@@ -13,6 +12,7 @@ import pytest
 from reference import Reference, log_softmax
 from shoal_server import seconds
 from variants import VARIANTS
+from vocabulary import ids_of_texts, leading_ids, read_vocabulary
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
 STEP = {"float32": 2.0**-23, "bfloat16": 2.0**-7}  # unit in the last place of a number in [1, 2)
@@ -22,7 +22,7 @@ STEP = {"float32": 2.0**-23, "bfloat16": 2.0**-7}  # unit in the last place of a
 ROUTING_STEPS = 2
 PROMPT_LENGTHS = (1, 17, 96)
 TOP_LOGPROBS = 20
-GENERATED_TOKENS = 16
+GENERATED_TOKENS = 24
 MAX_MODEL_LEN = 256  # beyond max_position_embeddings where RoPE is scaled to reach there
 CHUNK_TOKENS = 40  # per step: long prompts take several
 
@@ -31,11 +31,9 @@ each_dtype = pytest.mark.parametrize("dtype", TOLERANCE)
 
 
 @pytest.fixture(scope="session")
-def vocab_limit(tokenizer_directory):
-    """Ids that the tokenizer has; the server computes nothing beyond them."""
-    tokenizer = json.loads((tokenizer_directory / "tokenizer.json").read_text())
-    added = [token["id"] for token in tokenizer["added_tokens"]]
-    return max([*tokenizer["model"]["vocab"].values(), *added]) + 1
+def vocabulary(tokenizer_directory):
+    """{id: bytes}. The server computes nothing for ids beyond it."""
+    return read_vocabulary(tokenizer_directory)
 
 
 @pytest.fixture(scope="session")
@@ -114,20 +112,21 @@ def test_logits_equal_the_references(variant, dtype, checkpoint_of, golden_logit
 @each_dtype
 @each_variant
 def test_logprobs_and_greedy_tokens_through_http_equal_the_references(
-        variant, dtype, checkpoint_of, start_server, vocab_limit, measure):
+        variant, dtype, checkpoint_of, start_server, vocabulary, measure):
     directory = checkpoint_of(variant)
     server = start_server(directory, "--dtype", dtype, "--max-model-len", MAX_MODEL_LEN,
                           "--max-num-batched-tokens", CHUNK_TOKENS, "--threads", 1)
     reference = reference_of(directory, dtype)
     found = measure(variant.name, dtype, "http")
     for length in PROMPT_LENGTHS:
-        compare_echo(server, reference, prompt(length, vocab_limit), vocab_limit, dtype, found)
-        compare_greedy(server, reference, prompt(length, vocab_limit), vocab_limit, dtype, found)
+        token_ids = prompt(length, len(vocabulary))
+        compare_echo(server, reference, token_ids, len(vocabulary), dtype, found)
+        compare_greedy(server, reference, token_ids, vocabulary, dtype, found)
     assert found.max_error <= TOLERANCE[dtype]
     assert found.num_greedy_equal == found.num_greedy
 
 
-def compare_echo(server, reference, token_ids, vocab_limit, dtype, found):
+def compare_echo(server, reference, token_ids, vocab_size, dtype, found):
     """Logprobs of the prompt's tokens, and the most likely ones in their places."""
     response = server.http.post("/v1/completions", json={
         "model": server.model, "prompt": token_ids, "echo": True, "logprobs": TOP_LOGPROBS,
@@ -137,7 +136,7 @@ def compare_echo(server, reference, token_ids, vocab_limit, dtype, found):
     assert len(logprobs["token_logprobs"]) == len(token_ids) + 1
 
     truth = reference.forward(token_ids)
-    logits = truth.logits[:, :vocab_limit]
+    logits = truth.logits[:, :vocab_size]
     row_scale, expected = np.abs(logits).max(axis=-1), log_softmax(logits)
     for position in np.nonzero(settled_routing(truth, dtype))[0]:
         best = np.sort(expected[position])[::-1][:TOP_LOGPROBS]
@@ -153,22 +152,18 @@ def compare_echo(server, reference, token_ids, vocab_limit, dtype, found):
     found.num_skipped += int((~settled_routing(truth, dtype)).sum())
 
 
-def compare_greedy(server, reference, token_ids, vocab_limit, dtype, found):
-    """The text generated at temperature 0, as far as the reference is sure of it."""
-    context = list(token_ids)
-    while len(context) < len(token_ids) + GENERATED_TOKENS:
-        truth = reference.forward(context)
-        logits = truth.logits[-1:, :vocab_limit]
-        if not (settled_routing(truth, dtype)[-1] and settled_greedy(logits, dtype)[0]):
-            break
-        context.append(int(logits.argmax()))
-    expected = context[len(token_ids):]
-    if not expected:
-        return
+def compare_greedy(server, reference, token_ids, vocabulary, dtype, found):
+    """The tokens generated at temperature 0, each after those before it."""
     response = server.http.post("/v1/completions", json={
-        "model": server.model, "prompt": token_ids, "max_tokens": len(expected), "temperature": 0,
-        "ignore_eos": True, "skip_special_tokens": False})
-    text = server.http.post("/detokenize", json={"model": server.model, "tokens": expected})
-    found.num_greedy += len(expected)
-    found.num_greedy_equal += (
-        len(expected) if response.json()["choices"][0]["text"] == text.json()["prompt"] else 0)
+        "model": server.model, "prompt": token_ids, "max_tokens": GENERATED_TOKENS,
+        "temperature": 0, "logprobs": 0, "ignore_eos": True, "skip_special_tokens": False})
+    assert response.status_code == 200, response.text
+    texts = response.json()["choices"][0]["logprobs"]["tokens"]
+    generated = leading_ids(texts, ids_of_texts(vocabulary))
+    truth = reference.forward(token_ids + generated)
+    rows = slice(len(token_ids) - 1, len(token_ids) - 1 + len(generated))
+    logits = truth.logits[rows, :len(vocabulary)]
+    settled = settled_routing(truth, dtype)[rows] & settled_greedy(logits, dtype)
+    equal = logits.argmax(axis=-1) == generated
+    found.num_greedy += int(settled.sum())
+    found.num_greedy_equal += int((settled & equal).sum())

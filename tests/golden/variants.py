@@ -67,8 +67,8 @@ VARIANTS = [
     Variant("renormalised", {"norm_topk_prob": True, "first_k_dense_replace": 0}),
     Variant("rope-linear", {"rope_scaling": {"type": "linear", "factor": 2.5},
                             "rope_theta": 5000.0}),
-    Variant("rope-dynamic", {"rope_scaling": {"type": "dynamic", "factor": 2.0},
-                             "max_position_embeddings": 24}),
+    Variant("rope-dynamic", {"rope_scaling": {"type": "dynamic", "factor": 4.0},
+                             "max_position_embeddings": 64}),
     Variant(
         "odd-sizes",  # no dimension divides a vector register; experts and top-k are odd
         {"hidden_size": 72, "intermediate_size": 88, "moe_intermediate_size": 40,

@@ -89,8 +89,10 @@ def test_each_of_32_clients_gets_what_it_gets_alone(server):
 
 
 def test_preempted_requests_get_what_they_get_alone(start_server, server, tiny_model):
-    cramped = start_server(tiny_model, "--max-model-len", 512, "--kv-cache-memory-bytes", 2 << 20)
-    requests = [payload(server, number) for number in range(NUM_CLIENTS)]
+    """The cache holds two sequences of the greatest length, and six grow in it at once."""
+    cramped = start_server(tiny_model, "--max-model-len", 256, "--kv-cache-memory-bytes", 1 << 20)
+    requests = [payload(server, number) | {"prompt": [number], "max_tokens": 200}
+                for number in range(6)]
     alone = [streamed(server, request) for request in requests]
     assert all_at_once(cramped, requests) == alone
     preemptions = re.search(r"^vllm:num_preemptions_total(?:{.*})? (\S+)$",

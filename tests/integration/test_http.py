@@ -1,6 +1,5 @@
 """The wire: probes, metrics, framing, the echo contract and HTTP's own manners."""
 
-import collections
 import json
 import socket
 
@@ -9,7 +8,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from shoal_server import seconds
-from vocabulary import read_vocabulary
+from vocabulary import ids_of_texts, leading_ids, read_vocabulary
 
 PROMPT_IDS = [1, 77, 300, 41, 1999, 1200, 7, 7, 645, 18, 1024]
 METRICS = {
@@ -148,10 +147,7 @@ def test_a_greedy_tokens_logprob_is_the_greatest_digit_for_digit(server):
 
 
 def test_echoed_logprobs_equal_those_of_generation_bit_for_bit(server, tokenizer_directory):
-    vocabulary = read_vocabulary(tokenizer_directory)
-    occurrences = collections.Counter(vocabulary.values())
-    id_of_text = {data.decode(): token_id for token_id, data in vocabulary.items()
-                  if occurrences[data] == 1 and data.decode(errors="ignore").encode() == data}
+    id_of_text = ids_of_texts(read_vocabulary(tokenizer_directory))
 
     def logprobs_of(prompt, **fields):
         response = server.http.post("/v1/completions", json={
@@ -162,11 +158,8 @@ def test_echoed_logprobs_equal_those_of_generation_bit_for_bit(server, tokenizer
     compared = 0
     for seed in range(4):
         made = logprobs_of(PROMPT_IDS, max_tokens=24, seed=seed, temperature=1)
-        known = [id_of_text.get(text) for text in made["tokens"]]
-        if None in known:  # its id cannot be told from its text
-            known = known[:known.index(None)]
-        sequence = PROMPT_IDS + known
-        echoed = logprobs_of(sequence, echo=True, max_tokens=0)["token_logprobs"]
+        known = leading_ids(made["tokens"], id_of_text)
+        echoed = logprobs_of(PROMPT_IDS + known, echo=True, max_tokens=0)["token_logprobs"]
         assert echoed[len(PROMPT_IDS):] == made["token_logprobs"][:len(known)]
         compared += len(known)
     assert compared >= 16

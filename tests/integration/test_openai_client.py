@@ -66,12 +66,19 @@ def test_chat_stream_ends_with_usage_when_asked_for(client, server):
 
 def test_chat_takes_content_as_parts(client, server):
     fields = {"model": server.model, "max_tokens": 8, "temperature": 0}
-    parts = [{"type": "text", "text": "Who are "}, {"type": "text", "text": "you?"}]
+    parts = [{"type": "text", "text": "Who are"}, {"type": "text", "text": "you?"}]
     whole, cut = (
         client.chat.completions.create(messages=[{"role": "user", "content": content}], **fields)
-        for content in ("Who are you?", parts))
+        for content in ("Who are\nyou?", parts))
     assert whole.usage.prompt_tokens == cut.usage.prompt_tokens
     assert whole.choices[0].message.content == cut.choices[0].message.content
+
+
+@pytest.mark.parametrize("stop", [None, [], "", [""]])
+def test_an_empty_stop_stops_nothing(client, server, stop):
+    reply = client.completions.create(
+        model=server.model, prompt="go on", max_tokens=5, stop=stop, extra_body=KEEP_ON)
+    assert reply.usage.completion_tokens == 5
 
 
 def test_chat_logprobs(client, server):

@@ -72,7 +72,8 @@ TEST(ChatTemplate, MatchesTheReferenceVectors) {
       messages.push_back({message["role"], message["content"]});
     }
     const bool prompt = vector["add_generation_prompt"];
-    EXPECT_EQ(RenderedText(*chat, messages, prompt, **tokenizer), vector["text"]);
+    EXPECT_EQ(RenderedText(*chat, messages, prompt, **tokenizer),
+              vector["text"].get<std::string>());
     EXPECT_EQ(Ids(*chat, messages, prompt, **tokenizer), vector["ids"].get<std::vector<int32_t>>());
   }
 }

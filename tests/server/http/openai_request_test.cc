@@ -228,6 +228,7 @@ TEST(OpenAiRequest, RefusesWhatIsNotJson) {
   refused("{\"temperature\":-Infinity}", "at byte 17");
   refused("{\"a\":1,}", "at byte 8");
   refused("{} x", "at byte 4");
+  refused(std::string("{}\0", 3), "at byte 3: a zero byte");
   refused("{\"model\":\"\xFF\"}", "ill-formed UTF-8");
   refused("{\"model\":\"\\ud800\"}", "surrogate");
   refused("{\"model\":\"\x01\"}", "control character");
@@ -317,6 +318,7 @@ TEST(OpenAiRequest, ReadsTokenizeAndDetokenize) {
   ExpectRefused(ParseTokenizeRequest("{}").status(), "prompt");
   EXPECT_THAT(ParseDetokenizeRequest(R"({"tokens":[1,2]})")->tokens, ElementsAre(1, 2));
   ExpectRefused(ParseDetokenizeRequest(R"({"tokens":[-1]})").status(), "tokens[0]");
+  ExpectRefused(ParseDetokenizeRequest("{}").status(), "tokens");
 }
 
 }  // namespace

@@ -233,7 +233,7 @@ TEST_F(GenerationServiceTest, ReplyLosesOneLeadingSpace) {
 TEST_F(GenerationServiceTest, DestroyingAGenerationFreesItsBlocks) {
   ASSERT_TRUE(BecomesIdle(service()));
   const int32_t free_before = service().engine().Stats().blocks.num_free;
-  GenerateCall call = Greedy("one two", 400);
+  GenerateCall call = Greedy("one two", 4000);
   call.n = 4;
   std::atomic<bool> alive = true;
   std::atomic<int> late_wakes = 0;
@@ -250,22 +250,27 @@ TEST_F(GenerationServiceTest, DestroyingAGenerationFreesItsBlocks) {
   EXPECT_EQ(late_wakes, 0);
 }
 
-TEST_F(GenerationServiceTest, RefusesWhatDoesNotFitTheContext) {
-  const TokenIds prompt(600, 5);
-  absl::Status status = Refusal(Greedy(prompt, 1));
+TEST(GenerationService, RefusesWhatDoesNotFitTheContext) {
+  EngineConfig config;
+  config.max_model_len = 512;
+  SmallService small(nullptr, config);
+  const auto refusal = [&](const GenerateCall& call) { return small->Start(call, [] {}).status(); };
+  absl::Status status = refusal(Greedy(TokenIds(600, 5), 1));
   EXPECT_EQ(FieldOf(status), "prompt");
   EXPECT_THAT(std::string(status.message()),
               HasSubstr("maximum context length is 512 tokens, but the prompt has 600"));
-  status = Refusal(Greedy(TokenIds(500, 5), 13));
+  status = refusal(Greedy(TokenIds(500, 5), 13));
   EXPECT_EQ(FieldOf(status), "max_tokens");
   EXPECT_THAT(std::string(status.message()), HasSubstr("500 and max_tokens is 13"));
   GenerateCall unlimited = Greedy(TokenIds(512, 5), 1);
   unlimited.max_tokens.reset();
-  EXPECT_EQ(FieldOf(Refusal(unlimited)), "prompt");
+  EXPECT_EQ(FieldOf(refusal(unlimited)), "prompt");
   unlimited.prompt = TokenIds(510, 5);
-  EXPECT_EQ(Finish(service(), unlimited).usage.completion_tokens, 2);
+  EXPECT_EQ(Finish(*small, unlimited).usage.completion_tokens, 2);
   const GenerateCall::Conversation talk = {{"user", std::string(4000, 'x')}};
-  EXPECT_EQ(FieldOf(Refusal(Greedy(talk, 1))), "messages");
+  status = refusal(Greedy(talk, 1));
+  EXPECT_EQ(FieldOf(status), "messages");
+  EXPECT_THAT(std::string(status.message()), HasSubstr("512 tokens, but the messages have"));
 }
 
 TEST_F(GenerationServiceTest, RefusesOutOfRangeByName) {
@@ -352,7 +357,7 @@ TEST(GenerationService, ObserverHearsOfEveryChoice) {
   EXPECT_EQ(recorder.num_tokens, 10);
   EXPECT_THAT(recorder.reasons, ElementsAre(FinishReason::kLength, FinishReason::kLength));
   call.n = 1;
-  call.max_tokens = 400;
+  call.max_tokens = 4000;
   ASSERT_TRUE(small->Start(call, [] {}).ok());
   EXPECT_EQ(recorder.reasons.back(), FinishReason::kCancel);
 }

@@ -24,7 +24,7 @@ inline ModelConfig SmallTextModel() {
   config.n_shared_experts = 1;
   config.num_experts_per_tok = 2;
   config.first_k_dense_replace = 1;
-  config.max_position_embeddings = 512;
+  config.max_position_embeddings = 8192;
   config.bos_token_id = DeployedTokenizer().bos_id();
   config.eos_token_id = DeployedTokenizer().eos_id();
   config.initializer_range = 0.15;
@@ -42,6 +42,7 @@ class SmallService {
     SHOAL_CHECK(status.ok(), "{}", status.ToString());
     config.model_directory = directory;
     config.threads = 1;
+    config.kv_cache_memory_bytes = 32 << 20;
     auto engine = Engine::Create(config, [](const LoadStatus&) {});
     SHOAL_CHECK(engine.ok(), "{}", engine.status().ToString());
     std::filesystem::remove_all(directory);

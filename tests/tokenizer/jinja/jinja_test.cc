@@ -166,7 +166,10 @@ TEST(Template, RefusesIntegersBeyond64Bits) {
 class Exhausting : public testing::TestWithParam<std::string> {};
 
 TEST_P(Exhausting, EndsInACleanError) {
-  EXPECT_THAT(Render(GetParam()), StartsWith("RESOURCE_EXHAUSTED: line 1: ")) << GetParam();
+  const Limits limits{.max_steps = 100'000, .max_output_bytes = 1 << 20};
+  EXPECT_THAT(Render(GetParam(), Json::object(), Json::object(), limits).substr(0, 100),
+              StartsWith("RESOURCE_EXHAUSTED: line 1: "))
+      << GetParam();
 }
 
 INSTANTIATE_TEST_SUITE_P(
@@ -174,7 +177,7 @@ INSTANTIATE_TEST_SUITE_P(
     testing::Values(
         "{% for i in range(10**9) %}{% endfor %}", "{{ range(10**18) | list }}",
         "{{ 'a' * 10**9 }}", "{{ 'a' * 9223372036854775807 }}", "{{ [0] * 10**9 }}",
-        "{% for i in range(999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}",
+        "{% for i in range(999) %}{% for j in range(999) %}{% endfor %}{% endfor %}",
         "{% set ns = namespace(s='ab') %}{% for i in range(99) %}{% set ns.s = ns.s ~ ns.s %}"
         "{% endfor %}",
         "{% set ns = namespace(l=[0]) %}{% for i in range(99) %}{% set ns.l = ns.l + ns.l %}"
@@ -188,12 +191,12 @@ INSTANTIATE_TEST_SUITE_P(
         "{% set l = [] %}{% set m = [l] %}{% set _ = l.append(m) %}{{ l == m }}",
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
         "{% macro f() %}{% call f() %}{% endcall %}{% endmacro %}{{ f() }}",
-        "{% set s = 'a' * 10**7 %}{{ s | replace('a', s) }}", "{{ (['a' * 10**7] * 99) | join }}",
-        "{{ (['a' * 10**7] * 99) | tojson }}", "{{ ('\\n' * 10**6) | indent(10**6, true, true) }}",
-        "{{ 'a' | indent(10**12) }}", "{{ ('a\\n' * 10**6) | indent(10**6) }}",
-        "{{ [1] | tojson(indent=10**12) }}", "{{ '{0}{0}{0}{0}'.format('a' * 10**7) }}",
+        "{% set s = 'a' * 10**5 %}{{ s | replace('a', s) }}", "{{ (['a' * 10**5] * 99) | join }}",
+        "{{ (['a' * 10**5] * 99) | tojson }}", "{{ ('\\n' * 10**5) | indent(10**5, true, true) }}",
+        "{{ 'a' | indent(10**12) }}", "{{ ('a\\n' * 10**5) | indent(10**5) }}",
+        "{{ [1] | tojson(indent=10**12) }}", "{{ ('{0}' * 20).format('a' * 10**5) }}",
         "{{ [1, 2] | batch(10**9, 0) | list }}",
-        "{% set s = 'a' * 10**7 %}{% for i in range(10**5) %}{% if 'b' in s %}{% endif %}"
+        "{% set s = 'a' * 10**5 %}{% for i in range(10**5) %}{% if 'b' in s %}{% endif %}"
         "{% endfor %}"));
 
 TEST(Template, LimitsTheOutput) {
