@@ -7,7 +7,7 @@
 namespace shoal {
 namespace {
 
-uint64_t HashOfPair(int32_t left, int32_t right) {
+uint64_t PairKey(int32_t left, int32_t right) {
   return static_cast<uint64_t>(static_cast<uint32_t>(left)) << 32 | static_cast<uint32_t>(right);
 }
 
@@ -15,14 +15,10 @@ uint64_t HashOfPair(int32_t left, int32_t right) {
 
 Bpe::Bpe(std::span<const Token> tokens, const std::array<int32_t, 256>& byte_ids,
          std::vector<Merge> merges, bool ignore_merges)
-    : tokens_(tokens),
-      byte_ids_(byte_ids),
-      merges_(std::move(merges)),
-      ranks_(merges_.size()),
-      words_(tokens.size()) {
-  // From the last: of equal pairs, the first that was inserted is found.
-  for (size_t rank = merges_.size(); rank-- > 0;) {
-    ranks_.Insert(HashOfPair(merges_[rank].left, merges_[rank].right), static_cast<int32_t>(rank));
+    : byte_ids_(byte_ids), merges_(std::move(merges)) {
+  ranks_.reserve(merges_.size());
+  for (size_t rank = 0; rank < merges_.size(); ++rank) {
+    ranks_[PairKey(merges_[rank].left, merges_[rank].right)] = static_cast<int32_t>(rank);
   }
   // Most pieces of real text are one token: those that merging gives anyway are found without
   // merging.
@@ -34,19 +30,14 @@ Bpe::Bpe(std::span<const Token> tokens, const std::array<int32_t, 256>& byte_ids
     ids.clear();
     if (!ignore_merges) MergeBytes(bytes, &workspace, &ids);
     if (ignore_merges || (ids.size() == 1 && ids[0] == static_cast<int32_t>(id))) {
-      words_.Insert(std::hash<std::string_view>()(bytes), static_cast<int32_t>(id));
+      words_[bytes] = static_cast<int32_t>(id);
     }
   }
 }
 
-int32_t Bpe::FindWord(std::string_view piece) const {
-  return words_.Find(std::hash<std::string_view>()(piece),
-                     [&](int32_t id) { return tokens_[id].bytes == piece; });
-}
-
 void Bpe::Encode(std::string_view piece, Workspace* workspace, std::vector<int32_t>* ids) const {
-  if (const int32_t word = FindWord(piece); word >= 0) {
-    ids->push_back(word);
+  if (const auto word = words_.find(piece); word != words_.end()) {
+    ids->push_back(word->second);
   } else {
     MergeBytes(piece, workspace, ids);
   }
@@ -91,13 +82,10 @@ void Bpe::PushMerge(int32_t left, Workspace* workspace) const {
   const std::vector<Symbol>& symbols = workspace->symbols;
   const int32_t right = symbols[left].next;
   if (right < 0) return;
-  const int32_t left_id = symbols[left].id;
-  const int32_t right_id = symbols[right].id;
-  const int32_t rank = ranks_.Find(HashOfPair(left_id, right_id), [&](int32_t candidate) {
-    return merges_[candidate].left == left_id && merges_[candidate].right == right_id;
-  });
-  if (rank < 0) return;
-  workspace->heap.push_back(static_cast<uint64_t>(rank) << 32 | static_cast<uint32_t>(left));
+  const auto rank = ranks_.find(PairKey(symbols[left].id, symbols[right].id));
+  if (rank == ranks_.end()) return;
+  const auto key = static_cast<uint64_t>(rank->second) << 32 | static_cast<uint32_t>(left);
+  workspace->heap.push_back(key);
   std::push_heap(workspace->heap.begin(), workspace->heap.end(), std::greater<>());
 }
 

@@ -1,14 +1,15 @@
 // Bpe: one piece of text to token ids by byte-pair encoding.
 #pragma once
 
+#include <absl/container/flat_hash_map.h>
+
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
-
-#include "tokenizer/hash_index.h"
 
 namespace shoal {
 
@@ -45,15 +46,14 @@ class Bpe {
   void Encode(std::string_view piece, Workspace* workspace, std::vector<int32_t>* ids) const;
 
  private:
-  int32_t FindWord(std::string_view piece) const;
   void MergeBytes(std::string_view piece, Workspace* workspace, std::vector<int32_t>* ids) const;
   void PushMerge(int32_t left, Workspace* workspace) const;
 
-  std::span<const Token> tokens_;
   std::array<int32_t, 256> byte_ids_;
   std::vector<Merge> merges_;
-  HashIndex ranks_;  // places in merges_, by pair
-  HashIndex words_;  // ids of the tokens that need no merging, by bytes
+  absl::flat_hash_map<uint64_t, int32_t> ranks_;  // places in merges_, by left << 32 | right
+  // Ids of the tokens that need no merging, by their bytes in the caller's tokens.
+  absl::flat_hash_map<std::string_view, int32_t, std::hash<std::string_view>> words_;
 };
 
 }  // namespace shoal

@@ -1,10 +1,11 @@
 #include "tokenizer/tokenizer_definition.h"
 
+#include <absl/container/flat_hash_map.h>
+
 #include <functional>
 #include <utility>
 
 #include "tokenizer/byte_level.h"
-#include "tokenizer/hash_index.h"
 #include "tokenizer/json_node.h"
 
 namespace shoal {
@@ -63,7 +64,7 @@ class Parser {
     if (!vocab.value().is_object() || vocab.value().empty()) {
       return vocab.Unsupported("an object from tokens to ids");
     }
-    letters_index_ = HashIndex(vocab.value().size());
+    ids_.reserve(vocab.value().size());
     for (const auto& [letters, id_value] : vocab.value().items()) {
       const JsonNode node(&id_value, fmt::format("{}.{}", vocab.path(), letters));
       ASSIGN_OR_RETURN(const int32_t id, node.Id());
@@ -72,7 +73,7 @@ class Parser {
         return node.Unsupported("one text for each id, not empty");
       }
       letters_[id] = letters;
-      letters_index_.Insert(std::hash<std::string_view>()(letters), id);
+      ids_.emplace(letters, id);
       // A token with a letter outside the byte alphabet stands for its own text.
       definition_->tokens[id].bytes = BytesOfLetters(letters).value_or(letters);
     }
@@ -87,8 +88,8 @@ class Parser {
 
   // The entry of model.vocab written `letters`, or -1.
   int32_t FindVocab(std::string_view letters) const {
-    return letters_index_.Find(std::hash<std::string_view>()(letters),
-                               [&](int32_t id) { return letters_[id] == letters; });
+    const auto found = ids_.find(letters);
+    return found == ids_.end() ? -1 : found->second;
   }
 
   absl::Status ReadAddedTokens() {
@@ -262,7 +263,8 @@ class Parser {
   const JsonNode root_;
   const JsonNode config_;
   std::vector<std::string> letters_;  // by id, as the file writes them
-  HashIndex letters_index_{0};        // ids of model.vocab, by letters
+  // Ids of model.vocab, by letters; the keys lie in root_.
+  absl::flat_hash_map<std::string_view, int32_t, std::hash<std::string_view>> ids_;
   std::vector<AddedToken> added_;
   std::unique_ptr<TokenizerDefinition> definition_ = std::make_unique<TokenizerDefinition>();
 };

@@ -15,8 +15,8 @@ namespace shoal {
 
 struct HttpServerConfig {
   std::string host = "127.0.0.1";
-  int port = 8000;                    // 0: any free one
-  int num_threads = 2;                // I/O threads
+  int port = 8000;                         // 0: any free one
+  int num_threads = 2;                     // I/O threads
   std::vector<std::string> api_keys = {};  // empty: no key needed
   int64_t max_body_bytes = 4 << 20;
   int64_t max_header_bytes = 16 << 10;

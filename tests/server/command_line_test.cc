@@ -22,7 +22,7 @@ struct Result {
   nlohmann::json json() const { return nlohmann::json::parse(out); }
 };
 
-Result Run(std::vector<const char*> arguments) {
+Result Shoal(std::vector<const char*> arguments) {
   arguments.insert(arguments.begin(), "shoal");
   testing::internal::CaptureStdout();
   testing::internal::CaptureStderr();
@@ -60,7 +60,7 @@ TEST_F(CommandLineTest, FlagsGoBeforeEnvironmentBeforeFileBeforeDefaults) {
   setenv("SHOAL_MAX_NUM_SEQS", "4", 1);
   setenv("SHOAL_BLOCK_SIZE", "32", 1);
   const Result result =
-      Run({"serve", "--print-config", "--config", file.c_str(), "--max-num-seqs", "5"});
+      Shoal({"serve", "--print-config", "--config", file.c_str(), "--max-num-seqs", "5"});
   ASSERT_EQ(result.status, 0) << result.err;
   EXPECT_EQ(result.json()["max-num-seqs"], 5);
   EXPECT_EQ(result.json()["block-size"], 32);
@@ -72,24 +72,24 @@ TEST_F(CommandLineTest, FlagsGoBeforeEnvironmentBeforeFileBeforeDefaults) {
 
 TEST_F(CommandLineTest, AFlagTurnsOffWhatTheEnvironmentTurnsOn) {
   setenv("SHOAL_ENABLE_PREFIX_CACHING", "true", 1);
-  const Result result = Run({"serve", "--print-config", "--no-enable-prefix-caching"});
+  const Result result = Shoal({"serve", "--print-config", "--no-enable-prefix-caching"});
   EXPECT_EQ(result.json()["enable-prefix-caching"], false);
   setenv("SHOAL_ENABLE_PREFIX_CACHING", "false", 1);
-  EXPECT_EQ(Run({"serve", "--print-config"}).json()["enable-prefix-caching"], false);
+  EXPECT_EQ(Shoal({"serve", "--print-config"}).json()["enable-prefix-caching"], false);
 }
 
 TEST_F(CommandLineTest, ReadsTheConfigurationThatItPrints) {
-  const Result printed = Run({"serve", "--print-config", "--model", "m", "--max-num-seqs", "5"});
+  const Result printed = Shoal({"serve", "--print-config", "--model", "m", "--max-num-seqs", "5"});
   const std::string file = File("c.json", printed.out);
-  EXPECT_EQ(Run({"serve", "--print-config", "--config", file.c_str()}).out, printed.out);
+  EXPECT_EQ(Shoal({"serve", "--print-config", "--config", file.c_str()}).out, printed.out);
 }
 
 TEST_F(CommandLineTest, NeverPrintsAKeyAndTakesNoMaskForOne) {
-  const Result result = Run({"serve", "--print-config", "--api-key", "open sesame", "x"});
+  const Result result = Shoal({"serve", "--print-config", "--api-key", "open sesame", "x"});
   EXPECT_EQ(result.json()["api-key"], nlohmann::json({"***", "***"}));
   EXPECT_THAT(result.out + result.err, testing::Not(HasSubstr("sesame")));
   const std::string file = File("c.json", result.out);
-  const Result masked = Run({"serve", "--print-config", "--config", file.c_str()});
+  const Result masked = Shoal({"serve", "--print-config", "--config", file.c_str()});
   EXPECT_EQ(masked.status, 1);
   EXPECT_THAT(masked.err, HasSubstr("api-key"));
 }
@@ -107,7 +107,7 @@ TEST_F(CommandLineTest, NamesABadFlagWithItsValueAndRange) {
       {"--threads", "99999999999999999999", "0 to 1024"},
   };
   for (const auto& [flag, value, expected] : cases) {
-    const Result result = Run({"serve", flag, value});
+    const Result result = Shoal({"serve", flag, value});
     EXPECT_EQ(result.status, 1) << flag;
     EXPECT_THAT(result.err, HasSubstr(flag));
     EXPECT_THAT(result.err, HasSubstr(value));
@@ -128,50 +128,51 @@ TEST_F(CommandLineTest, NamesWhatIsWrongInAConfigFile) {
   };
   for (const auto& [text, expected] : cases) {
     const std::string file = File("c.json", text);
-    const Result result = Run({"serve", "--print-config", "--config", file.c_str()});
+    const Result result = Shoal({"serve", "--print-config", "--config", file.c_str()});
     EXPECT_EQ(result.status, 1) << text;
     EXPECT_THAT(result.err, HasSubstr(file));
     EXPECT_THAT(result.err, HasSubstr(expected));
   }
-  EXPECT_THAT(Run({"serve", "--config", "/nowhere.json"}).err, HasSubstr("/nowhere.json"));
+  EXPECT_THAT(Shoal({"serve", "--config", "/nowhere.json"}).err, HasSubstr("/nowhere.json"));
 }
 
 TEST_F(CommandLineTest, RefusesWhatIsNoCommand) {
-  EXPECT_EQ(Run({}).status, 1);
-  EXPECT_EQ(Run({"juggle"}).status, 1);
-  EXPECT_THAT(Run({"serve", "--modle", "m"}).err, HasSubstr("--modle"));
-  EXPECT_EQ(Run({"generate"}).status, 1);
-  EXPECT_EQ(Run({"tokenize"}).status, 1);
-  EXPECT_EQ(Run({"make-checkpoint", "--output", "x"}).status, 1);
+  EXPECT_EQ(Shoal({}).status, 1);
+  EXPECT_EQ(Shoal({"juggle"}).status, 1);
+  EXPECT_THAT(Shoal({"serve", "--modle", "m"}).err, HasSubstr("--modle"));
+  EXPECT_EQ(Shoal({"generate"}).status, 1);
+  EXPECT_EQ(Shoal({"tokenize"}).status, 1);
+  EXPECT_EQ(Shoal({"make-checkpoint", "--output", "x"}).status, 1);
 }
 
 TEST_F(CommandLineTest, HelpAndVersionSucceed) {
   for (const char* command : {"serve", "generate", "tokenize", "make-checkpoint"}) {
-    EXPECT_THAT(Run({"--help"}).out, HasSubstr(command));
-    EXPECT_EQ(Run({command, "--help"}).status, 0);
+    EXPECT_THAT(Shoal({"--help"}).out, HasSubstr(command));
+    EXPECT_EQ(Shoal({command, "--help"}).status, 0);
   }
-  EXPECT_THAT(Run({"--version"}).out, testing::MatchesRegex("shoal [0-9.]+\n"));
+  EXPECT_THAT(Shoal({"--version"}).out, testing::MatchesRegex("shoal [0-9.]+\n"));
 }
 
 TEST_F(CommandLineTest, TokenizeAndDecodeAreInverse) {
-  const Result tokens = Run({"tokenize", "Grüße, shoal!"});
+  const Result tokens = Shoal({"tokenize", "Grüße, shoal!"});
   ASSERT_EQ(tokens.status, 0) << tokens.err;
   std::vector<std::string> ids;
   std::istringstream lines(tokens.out);
   for (std::string line; std::getline(lines, line);) ids.push_back(line.substr(0, line.find('\t')));
   const std::string list = fmt::format("{}", fmt::join(ids, ","));
-  EXPECT_EQ(Run({"tokenize", "--decode", list.c_str()}).out, "Grüße, shoal!\n");
-  EXPECT_EQ(Run({"tokenize", "--decode", "99999999"}).status, 1);
+  EXPECT_EQ(Shoal({"tokenize", "--decode", list.c_str()}).out, "Grüße, shoal!\n");
+  EXPECT_EQ(Shoal({"tokenize", "--decode", "99999999"}).status, 1);
 }
 
 TEST_F(CommandLineTest, MadeCheckpointsGenerateText) {
   const std::string model = directory_ / "model";
   const Result made =
-      Run({"make-checkpoint", "--preset", "tiny", "--seed", "3", "--output", model.c_str()});
+      Shoal({"make-checkpoint", "--preset", "tiny", "--seed", "3", "--output", model.c_str()});
   ASSERT_EQ(made.status, 0) << made.err;
   EXPECT_THAT(made.err, HasSubstr("writing weights 100 %"));
   const auto generate = [&] {
-    return Run({"generate", "--model", model.c_str(), "--max-tokens", "8", "--seed", "5", "Fish"});
+    return Shoal(
+        {"generate", "--model", model.c_str(), "--max-tokens", "8", "--seed", "5", "Fish"});
   };
   const Result first = generate();
   ASSERT_EQ(first.status, 0) << first.err;
@@ -182,14 +183,14 @@ TEST_F(CommandLineTest, MadeCheckpointsGenerateText) {
 
 TEST_F(CommandLineTest, MakeCheckpointHoldsConfigAgainstTokenizer) {
   const std::string model = directory_ / "model";
-  ASSERT_EQ(Run({"make-checkpoint", "--preset", "tiny", "--output", model.c_str()}).status, 0);
+  ASSERT_EQ(Shoal({"make-checkpoint", "--preset", "tiny", "--output", model.c_str()}).status, 0);
   auto config = nlohmann::json::parse(std::ifstream(directory_ / "model" / "config.json"));
   const std::string output = directory_ / "other";
   const auto make = [&](const char* field, const nlohmann::json& value) {
     nlohmann::json changed = config;
     changed[field] = value;
     const std::string file = File("config.json", changed.dump());
-    return Run({"make-checkpoint", "--config", file.c_str(), "--output", output.c_str()});
+    return Shoal({"make-checkpoint", "--config", file.c_str(), "--output", output.c_str()});
   };
   EXPECT_EQ(make("num_hidden_layers", 2).status, 0);
   EXPECT_THAT(make("vocab_size", 2040).err, HasSubstr("vocab_size is 2040"));

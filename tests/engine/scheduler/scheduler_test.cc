@@ -144,16 +144,26 @@ TEST(Scheduler, RunsAtMostMaxNumSeqs) {
   EXPECT_THAT(fixture.Step(), ElementsAre(4));
 }
 
-TEST(Scheduler, AdmitsOnlyWhenTheWholePromptFits) {
-  Fixture fixture({.num_blocks = 6, .block_size = 4, .max_num_batched_tokens = 4});
-  fixture.Add(Prompt(12), {.max_tokens = 4});
-  fixture.Add(Prompt(12, 20), {.max_tokens = 1});
-  EXPECT_THAT(fixture.Step(), ElementsAre(4));
-  EXPECT_EQ(fixture.pool.num_free(), 3) << "blocks of the whole prompt are taken at once";
-  EXPECT_EQ(fixture.scheduler.stats().num_waiting, 1)
-      << "three blocks are free, but one is kept for the running sequence";
-  fixture.RunToEnd();
-  EXPECT_EQ(fixture.scheduler.stats().num_preemptions, 0);
+TEST(Scheduler, TakesTheBlocksOfTheWholePromptAtAdmission) {
+  Fixture fixture({.num_blocks = 6, .block_size = 4, .max_num_batched_tokens = 5});
+  fixture.Add(Prompt(12), {.max_tokens = 1});
+  fixture.Add(Prompt(13, 20), {.max_tokens = 1});
+  EXPECT_THAT(fixture.Step(), ElementsAre(5));
+  EXPECT_EQ(fixture.pool.num_free(), 3);
+  EXPECT_THAT(fixture.Step(), ElementsAre(5));
+  EXPECT_THAT(fixture.Step(), ElementsAre(2)) << "the second needs four blocks";
+  EXPECT_THAT(fixture.Step(), ElementsAre(5));
+}
+
+TEST(Scheduler, LeavesAFreeBlockToEachRunningSequence) {
+  for (const int32_t num_blocks : {6, 7}) {
+    Fixture fixture({.num_blocks = num_blocks, .block_size = 4});
+    fixture.Add(Prompt(12), {.max_tokens = 4});
+    fixture.Add(Prompt(12, 20), {.max_tokens = 1});
+    EXPECT_EQ(fixture.Step().size(), num_blocks == 6 ? 1u : 2u);
+    fixture.RunToEnd();
+    EXPECT_EQ(fixture.scheduler.stats().num_preemptions, 0);
+  }
 }
 
 TEST(Scheduler, PreemptsYoungestWhenBlocksRunOut) {

@@ -85,7 +85,7 @@ TEST(Metrics, IsPrometheusText) {
   metrics.SetEngine(SomeStats, 16);
   metrics.OnHttpRequest("/health", "GET", 200, 0.1);
   const std::regex sample(
-      R"re([a-z_:]+(\{([a-z_]+="([^"\\]|\\.)*",?)*\})? [-+0-9.eE]+(Inf|NaN)?)re");
+      R"re([a-z0-9_:]+(\{([a-z_]+="([^"\\]|\\.)*",?)*\})? [-+0-9.eE]+(Inf|NaN)?)re");
   std::set<std::string> described;
   std::istringstream lines(metrics.Text());
   for (std::string line; std::getline(lines, line);) {
