@@ -99,7 +99,7 @@ std::optional<HttpParseError> HttpRequestParser::CheckRawHead(std::string_view h
 }
 
 std::optional<HttpParseError> HttpRequestParser::ParseHead(std::string& bytes) {
-  if (num_checked_ == 0 && bytes.starts_with("\r\n")) bytes.erase(0, 2);
+  while (num_checked_ == 0 && bytes.starts_with("\r\n")) bytes.erase(0, 2);
   const size_t end = bytes.find("\r\n\r\n");
   const size_t size = end == std::string::npos ? bytes.size() : end + 4;
   if (auto error = CheckRawHead(std::string_view(bytes).substr(0, size))) return error;

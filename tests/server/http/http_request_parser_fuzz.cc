@@ -8,7 +8,7 @@
 
 namespace {
 
-/// What came of `bytes`, given in pieces of `step` bytes.
+/// The request that came of `bytes`, given in pieces of `step` bytes; empty: none, or none yet.
 std::string Outcome(const std::string& bytes, size_t step) {
   shoal::HttpRequestParser parser(1024, 4096);
   std::string inbox;
@@ -17,13 +17,13 @@ std::string Outcome(const std::string& bytes, size_t step) {
     std::optional<shoal::HttpParseError> error;
     if (!parser.head_done()) error = parser.ParseHead(inbox);
     if (!error && parser.head_done()) {
-      if (parser.CheckLength()) return "length";
+      if (parser.CheckLength()) return "";
       error = parser.ParseBody(inbox);
     }
-    if (error) return "error";
+    if (error) return "";
     if (parser.done()) return parser.request().path + "\n" + parser.request().body;
   }
-  return "incomplete";
+  return "";
 }
 
 }  // namespace
