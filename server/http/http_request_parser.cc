@@ -15,6 +15,9 @@ namespace http = boost::beast::http;
 constexpr size_t kMaxRequestLineBytes = 8 << 10;
 constexpr int kMaxFields = 64;
 constexpr size_t kMaxRequestIdBytes = 128;
+// The shortest end of a chunked body, "0" and two line ends. Beast's parser asserts that it sees no
+// less.
+constexpr size_t kMinChunkedBytes = 5;
 // What may stay unparsed inside a body: one chunk header or the trailers.
 constexpr size_t kMaxChunkHeaderBytes = 4 << 10;
 
@@ -113,6 +116,10 @@ std::optional<HttpParseError> HttpRequestParser::ParseHead(std::string& bytes) {
   if (!impl_->parser.is_header_done()) return HttpParseError{400, "malformed request"};
   bytes.erase(0, size);
   head_done_ = true;
+  impl_->parser.eager(true);
+  // Only now: a declared length above the limit is CheckLength()'s to refuse. Counts down by
+  // chunks.
+  impl_->parser.body_limit(static_cast<uint64_t>(max_body_bytes_));
   request_.method = std::string(ToStd(impl_->parser.get().method_string()));
   if (const std::string_view id = Header("x-request-id"); IsSaneRequestId(id)) {
     request_.request_id = std::string(id);
@@ -157,10 +164,9 @@ std::optional<HttpParseError> HttpRequestParser::TakeTarget() {
 
 std::optional<HttpParseError> HttpRequestParser::ParseBody(std::string& bytes) {
   auto& parser = impl_->parser;
-  parser.eager(true);
-  parser.body_limit(static_cast<uint64_t>(max_body_bytes_));
   boost::system::error_code code;
-  if (!parser.is_done() && !bytes.empty()) {
+  const bool is_enough = bytes.size() >= (parser.chunked() ? kMinChunkedBytes : 1);
+  if (!parser.is_done() && is_enough) {
     bytes.erase(0, parser.put(boost::asio::buffer(bytes), code));
   }
   if (code == http::error::body_limit) {

@@ -35,6 +35,13 @@ TEST_F(HttpLimitsTest, RefusesABodyOverTheLimit) {
                                    "3E8\r\n{}\r\n1\r\nx\r\n0\r\n\r\n",
                                    kHost, std::string(1000, 'x'))),
               413);
+  RawClient client(server_->port());
+  client.Send(fmt::format("POST /echo HTTP/1.1\r\n{}Transfer-Encoding: chunked\r\n\r\n", kHost));
+  for (int i = 0; i < 11; ++i) {
+    std::this_thread::sleep_for(2ms);  // lets the server read piece by piece; right without it too
+    client.Send(fmt::format("64\r\n{}\r\n", std::string(100, 'x')));
+  }
+  ExpectError(client.Read(), 413);
 }
 
 TEST_F(HttpLimitsTest, RefusesTooMuchHead) {

@@ -42,16 +42,23 @@ TEST_F(HttpServerTest, UnderstandsARequestSplitAtEveryByte) {
       "POST /echo HTTP/1.1\r\n{}Transfer-Encoding: chunked\r\n\r\n"
       "3;note=x\r\nabc\r\n4\r\ndefg\r\n0\r\nTrailer: 1\r\n\r\n",
       kHost);
-  for (const std::string& request : {Post("/echo", "abcdefg"), chunked}) {
+  const std::string empty =
+      fmt::format("POST /echo HTTP/1.1\r\n{}Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n", kHost);
+  for (const std::string& request : {Post("/echo", "abcdefg"), chunked, empty}) {
+    const std::string expected = request == empty ? "" : "abcdefg";
     RawClient client(server_->port());
     for (size_t i = 0; i <= request.size(); ++i) {
       client.Send(std::string_view(request).substr(0, i));
       std::this_thread::yield();
       client.Send(std::string_view(request).substr(i));
-      EXPECT_EQ(client.Read().body, "abcdefg") << "split at " << i;
+      const RawResponse response = client.Read();
+      EXPECT_EQ(response.status, 200) << "split at " << i;
+      EXPECT_EQ(response.body, expected) << "split at " << i;
     }
     for (const char c : request) client.Send(std::string_view(&c, 1));
-    EXPECT_EQ(client.Read().body, "abcdefg");
+    const RawResponse response = client.Read();
+    EXPECT_EQ(response.status, 200);
+    EXPECT_EQ(response.body, expected);
   }
 }
 
