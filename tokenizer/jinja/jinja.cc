@@ -1,5 +1,6 @@
 #include "tokenizer/jinja/jinja.h"
 
+#include <nlohmann/json.hpp>
 #include <utility>
 
 #include "tokenizer/jinja/interpreter.h"

@@ -78,7 +78,7 @@ TEST_F(HttpLimitsTest, RefusesWhatSmugglersSend) {
       "POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 3, 3\r\n\r\nabc",
       "POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n",
       "POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999999999999\r\n\r\n",
-      "POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+      "POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nabc",
       fmt::format("POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1;{}",
                   std::string(8 << 10, 'x')),
   };

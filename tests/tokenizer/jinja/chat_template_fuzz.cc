@@ -1,6 +1,7 @@
 // Arbitrary bytes as a template, and as the content of a message: never more than a clean error,
 // and in the second case no byte of the content passes for the template's own.
 #include <cstdlib>
+#include <nlohmann/json.hpp>
 #include <string>
 
 #include "tokenizer/jinja/jinja.h"
