@@ -178,7 +178,8 @@ void ServeProcess::Drain() {
 
 void ServeProcess::LogRequest(const HttpRequest& request, std::string_view route, int status,
                               double seconds) {
-  if (request.method == "GET" && status < 400) return;  // probes and scrapes, mostly
+  // Probes and scrapes come every few seconds, and a 503 is what probes expect of a start or drain.
+  if (request.method == "GET" && (status < 400 || status == 503)) return;
   LogInfo("request", {{"request_id", request.request_id},
                       {"method", request.method},
                       {"route", route},
