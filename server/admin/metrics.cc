@@ -136,18 +136,19 @@ void Metrics::SetEngine(std::function<EngineStats()> stats, int32_t block_size) 
 
 void Metrics::ClearEngine() { SetEngine(nullptr, 0); }
 
-void Metrics::OnFirstToken(double seconds_since_arrival, double queue_seconds) {
+void Metrics::OnFirstToken(double seconds_since_arrival) {
   time_to_first_token_.Observe(seconds_since_arrival);
-  queue_time_.Observe(queue_seconds);
 }
 
 void Metrics::OnNextToken(double seconds_since_previous) {
   inter_token_latency_.Observe(seconds_since_previous);
 }
 
-void Metrics::OnFinished(FinishReason reason, double seconds, const Usage& usage) {
+void Metrics::OnFinished(FinishReason reason, double seconds_since_arrival,
+                         std::optional<double> queue_seconds, const Usage& usage) {
   finished_[static_cast<size_t>(reason)]->Increment();
-  request_latency_.Observe(seconds);
+  request_latency_.Observe(seconds_since_arrival);
+  if (queue_seconds) queue_time_.Observe(*queue_seconds);
   prompt_tokens_.Observe(static_cast<double>(usage.prompt_tokens));
   generation_tokens_.Observe(static_cast<double>(usage.completion_tokens));
 }

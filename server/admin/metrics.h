@@ -32,9 +32,10 @@ class Metrics final : public GenerationObserver {
   void SetEngine(std::function<EngineStats()> stats, int32_t block_size);
   void ClearEngine();
 
-  void OnFirstToken(double seconds_since_arrival, double queue_seconds) override;
+  void OnFirstToken(double seconds_since_arrival) override;
   void OnNextToken(double seconds_since_previous) override;
-  void OnFinished(FinishReason reason, double seconds, const Usage& usage) override;
+  void OnFinished(FinishReason reason, double seconds_since_arrival,
+                  std::optional<double> queue_seconds, const Usage& usage) override;
 
   /// `route` is a pattern of the route table; empty: refused before a route was found.
   void OnHttpRequest(std::string_view route, std::string_view method, int status, double seconds);

@@ -51,8 +51,7 @@ struct Generation::Choice {
   bool needs_prompt;      // the echoed prompt is still to come
   size_t num_tokens = 0;  // generated tokens taken from the stream
   bool done = false;
-  Clock::time_point first_token;  // when they were seen here
-  Clock::time_point last_token;
+  Clock::time_point last_token;  // when it was seen here
 };
 
 Generation::Generation(Options options, std::function<void()> wake)
@@ -156,7 +155,12 @@ void Generation::PushOutput(Choice& choice, std::span<const TokenOutput> tokens)
   if (choice.num_tokens == first) return;
 
   const Clock::time_point now = Clock::now();
-  if (first == 0) choice.first_token = choice.last_token = now;
+  if (first == 0) {
+    choice.last_token = now;
+    if (options_.observer != nullptr) {
+      options_.observer->OnFirstToken(Seconds(now - choice.request->arrival()));
+    }
+  }
   const size_t num_next = choice.num_tokens - std::max<size_t>(first, 1);
   for (size_t i = 0; i < num_next && options_.observer != nullptr; ++i) {
     options_.observer->OnNextToken(Seconds(now - choice.last_token) /
@@ -187,14 +191,13 @@ void Generation::Report(const Choice& choice, FinishReason reason, const FinishI
   Usage usage;
   usage.prompt_tokens = static_cast<int64_t>(choice.request->prompt_token_ids().size());
   usage.completion_tokens = static_cast<int64_t>(choice.num_tokens);
+  std::optional<double> queue_seconds;
   if (finish != nullptr) {
     usage.cached_tokens = finish->num_cached_tokens;
-    if (choice.num_tokens > 0) {
-      options_.observer->OnFirstToken(Seconds(choice.first_token - arrival),
-                                      Seconds(finish->first_scheduled - arrival));
-    }
+    const bool was_scheduled = finish->first_scheduled != Clock::time_point();
+    if (was_scheduled) queue_seconds = Seconds(finish->first_scheduled - arrival);
   }
-  options_.observer->OnFinished(reason, Seconds(Clock::now() - arrival), usage);
+  options_.observer->OnFinished(reason, Seconds(Clock::now() - arrival), queue_seconds, usage);
 }
 
 }  // namespace shoal

@@ -43,10 +43,12 @@ struct Usage {
 class GenerationObserver {
  public:
   virtual ~GenerationObserver() = default;
-  /// Reported together with the request's end, when both durations are known.
-  virtual void OnFirstToken(double seconds_since_arrival, double queue_seconds) = 0;
+  virtual void OnFirstToken(double seconds_since_arrival) = 0;
   virtual void OnNextToken(double seconds_since_previous) = 0;
-  virtual void OnFinished(FinishReason reason, double seconds, const Usage& usage) = 0;
+  /// `queue_seconds` until it was first scheduled; none if it never was, or the engine still has
+  /// it.
+  virtual void OnFinished(FinishReason reason, double seconds_since_arrival,
+                          std::optional<double> queue_seconds, const Usage& usage) = 0;
 };
 
 /// All choices of one call. Destroying it cancels what still runs. Thread: one at a time.

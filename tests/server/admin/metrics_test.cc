@@ -50,9 +50,10 @@ TEST(Metrics, ReadsTheEngineAtEachScrape) {
 
 TEST(Metrics, CountsRequestsByReasonAndMeasuresThem) {
   Metrics metrics("m");
-  metrics.OnFirstToken(0.015, 0.004);
+  metrics.OnFirstToken(0.015);
   metrics.OnNextToken(0.0012);
-  metrics.OnFinished(FinishReason::kLength, 1.25, {.prompt_tokens = 7, .completion_tokens = 300});
+  metrics.OnFinished(FinishReason::kLength, 1.25, 0.004,
+                     {.prompt_tokens = 7, .completion_tokens = 300});
   const std::string text = metrics.Text();
   const std::string labels = "{engine=\"0\",model_name=\"m\"";
   EXPECT_THAT(text, HasSubstr("finished_reason=\"length\",model_name=\"m\"} 1\n"));
