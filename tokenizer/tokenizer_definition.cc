@@ -50,7 +50,7 @@ class Parser {
       return model["dropout"].Unsupported("null, 0");
     }
     for (const char* name : {"continuing_subword_prefix", "end_of_word_suffix"}) {
-      if (!model[name].IsNull() && model[name].value() != "") {
+      if (!model[name].IsNull() && model[name].value() != nlohmann::json("")) {
         return model[name].Unsupported("null, \"\"");
       }
     }

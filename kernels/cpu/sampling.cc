@@ -35,7 +35,8 @@ struct HighestLogit {
     for (int64_t i = 0; i < args.n; i += kLanes) {
       LoadLogits(args.logits + i, args.n - i, v);
       Max(v, highest, highest);
-      zero = zero + (v == v ? Vec{} : v);  // stays 0 unless a lane was NaN
+      // Stays 0 unless a lane was NaN. NOLINTNEXTLINE(misc-redundant-expression)
+      zero = zero + (v == v ? Vec{} : v);
     }
     const float most = ReduceMax(highest);
     const bool bad = ReduceAdd(zero) != 0 || most == kInfinity;

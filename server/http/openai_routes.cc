@@ -202,6 +202,7 @@ class OpenAiApi {
                                       request.add_generation_prompt));
     if (!request.return_token_strs) return TokenizeBody(tokens, max_model_len(), nullptr);
     std::vector<std::string> strings;
+    strings.reserve(tokens.size());
     for (const int32_t id : tokens) {
       strings.push_back(TokenText(service_->tokenizer().TokenBytes(id)));
     }

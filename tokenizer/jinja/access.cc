@@ -113,6 +113,7 @@ absl::StatusOr<Value> GetSlice(Heap& heap, const Value& object, const SliceBound
     const auto& items = object.list().items;
     ASSIGN_OR_RETURN(const auto indices, SliceIndices(bounds, static_cast<int64_t>(items.size())));
     std::vector<Value> selected;
+    selected.reserve(indices.size());
     for (const size_t i : indices) selected.push_back(items[i]);
     return heap.NewList(std::move(selected), object.list().is_tuple);
   }

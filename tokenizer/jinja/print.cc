@@ -182,6 +182,7 @@ class JsonWriter {
 
   absl::Status WriteDict(const Dict& dict) {
     std::vector<const std::pair<Value, Value>*> entries;
+    entries.reserve(dict.entries.size());
     for (const auto& entry : dict.entries) entries.push_back(&entry);
     if (format_.sort_keys) {
       std::ranges::sort(entries, {}, [](const auto* entry) { return KeyView(entry->first); });

@@ -78,6 +78,7 @@ absl::StatusOr<std::vector<Keyed>> WithKeys(Heap& heap, const Value& self, const
 
 Result ItemList(Heap& heap, std::vector<Keyed> keyed) {
   std::vector<Value> items;
+  items.reserve(keyed.size());
   for (Keyed& entry : keyed) items.push_back(std::move(entry.item));
   return heap.NewList(std::move(items));
 }
