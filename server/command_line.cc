@@ -144,7 +144,7 @@ void CommandLine::AddServe() {
   app.add_flag("--enable-prefix-caching,!--no-enable-prefix-caching",
                config.engine.enable_prefix_caching,
                "Share the KV cache of equal prompt beginnings");
-  app.add_option("--seed", config.seed, "Seed of requests that bring none; default: random ones")
+  app.add_option("--seed", config.seed, "Seed of the random numbers of requests that bring none; default: random")
       ->check(Integer(0, std::numeric_limits<int64_t>::max()));
   app.add_option("--grpc-port", "Port of the gRPC API, which is not served yet; 0: off")
       ->check(CLI::Validator(

@@ -16,6 +16,7 @@ using boost::asio::awaitable;
 using Woken = HttpExchange::Woken;
 
 constexpr std::chrono::seconds kPingInterval{15};  // below the usual 60 s of proxies
+constexpr int kMaxChoices = 128;                   // of all prompts together
 constexpr char kModelPrefix[] = "/v1/models/";
 
 HttpResponse JsonResponse(std::string body) {
@@ -55,6 +56,12 @@ class PromptBatch {
                      const std::function<void()>& wake) {
     GenerateCall& call = request.call;
     num_choices_ = call.n;
+    if (call.n > kMaxChoices / static_cast<int>(request.prompts.size())) {
+      return FieldError("n",
+                        fmt::format("n is {} for each of {} prompts, but a request may have at "
+                                    "most {} choices in all",
+                                    call.n, request.prompts.size(), kMaxChoices));
+    }
     const bool is_single = request.prompts.size() == 1;
     for (size_t i = 0; i < request.prompts.size(); ++i) {
       call.request_id = is_single ? id : fmt::format("{}-{}", id, i);

@@ -52,11 +52,12 @@ uint64_t RandomSeed() {
   return static_cast<uint64_t>(device()) << 32 | device();
 }
 
-/// Seed of choice `index`: choice 0 gets the tokens that a call for one choice gets, and the
-/// choices of neighbouring seeds have nothing in common (finaliser of SplitMix64).
-uint64_t ChoiceSeed(uint64_t seed, int index) {
+/// The `index`-th of the seeds that come of `seed`. The first is `seed` itself, so choice 0 gets
+/// the tokens that a call for one choice gets; those of neighbouring seeds have nothing in common
+/// (finaliser of SplitMix64).
+uint64_t DeriveSeed(uint64_t seed, uint64_t index) {
   if (index == 0) return seed;
-  uint64_t mixed = seed + static_cast<uint64_t>(index) * 0x9E3779B97F4A7C15;
+  uint64_t mixed = seed + index * 0x9E3779B97F4A7C15;
   mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9;
   mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EB;
   return mixed ^ (mixed >> 31);
@@ -66,13 +67,12 @@ uint64_t ChoiceSeed(uint64_t seed, int index) {
 
 GenerationService::GenerationService(Engine* engine, const Tokenizer* tokenizer,
                                      const ChatTemplate* chat_template,
-                                     GenerationObserver* observer,
-                                     std::optional<uint64_t> default_seed)
+                                     GenerationObserver* observer, std::optional<uint64_t> seed)
     : engine_(engine),
       tokenizer_(tokenizer),
       chat_template_(chat_template),
       observer_(observer),
-      default_seed_(default_seed) {}
+      seed_(seed) {}
 
 absl::StatusOr<std::vector<int32_t>> GenerationService::Encode(const GenerateCall::Prompt& prompt,
                                                                bool add_special_tokens,
@@ -125,16 +125,19 @@ absl::StatusOr<std::unique_ptr<Generation>> GenerationService::Start(const Gener
                           .skip_special_tokens = call.skip_special_tokens,
                           .strip_leading_space = is_reply},
       std::move(wake));
-  const std::optional<uint64_t> given = call.seed ? call.seed : default_seed_;
-  const uint64_t seed = given ? *given : RandomSeed();
+  const uint64_t seed = call.seed ? *call.seed : NextSeed();
   for (int i = 0; i < call.n; ++i) {
-    sampling.seed = ChoiceSeed(seed, i);
+    sampling.seed = DeriveSeed(seed, static_cast<uint64_t>(i));
     std::string id = call.n == 1 ? call.request_id : fmt::format("{}-{}", call.request_id, i);
     // On failure the choices submitted so far are cancelled as `generation` goes.
     RETURN_IF_ERROR(
         generation->Submit(engine_, std::make_shared<Request>(std::move(id), prompt, sampling)));
   }
   return generation;
+}
+
+uint64_t GenerationService::NextSeed() {
+  return seed_ ? DeriveSeed(*seed_, num_seeds_.fetch_add(1)) : RandomSeed();
 }
 
 absl::Status GenerationService::CheckTokenIds(const char* field,

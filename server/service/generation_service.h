@@ -1,6 +1,7 @@
 // GenerationService: the one use case behind every front end. Text in, text out; no wire format.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -31,7 +32,7 @@ struct GenerateCall {
   float top_p = 1;                      // (0, 1]
   int32_t top_k = 0;                    // 0 or -1: all
   float min_p = 0;                      // [0, 1]
-  std::optional<uint64_t> seed;         // none: the service's default
+  std::optional<uint64_t> seed;         // none: one of the service's
   std::vector<std::string> stop;        // at most 16, 1 to 256 bytes each; not part of the text
   std::vector<int32_t> stop_token_ids;  // at most 16
   bool ignore_eos = false;
@@ -44,11 +45,10 @@ struct GenerateCall {
 class GenerationService {
  public:
   /// The arguments outlive the service; `chat_template` may be null (conversations are then
-  /// refused), and so may `observer`. `default_seed` is that of calls without one; none: random
-  /// ones.
+  /// refused), and so may `observer`. `seed`: calls without a seed of their own get seeds that
+  /// come of it, each another; none: random ones.
   GenerationService(Engine* engine, const Tokenizer* tokenizer, const ChatTemplate* chat_template,
-                    GenerationObserver* observer,
-                    std::optional<uint64_t> default_seed = std::nullopt);
+                    GenerationObserver* observer, std::optional<uint64_t> seed = std::nullopt);
 
   /// Token ids of a prompt: text gets BOS if `add_special_tokens` and the tokenizer says so, a
   /// conversation is rendered. INVALID_ARGUMENT names the field.
@@ -68,6 +68,7 @@ class GenerationService {
 
  private:
   absl::Status CheckTokenIds(const char* field, std::span<const int32_t> token_ids) const;
+  uint64_t NextSeed();
   absl::StatusOr<int32_t> MaxTokens(const GenerateCall& call, int64_t num_prompt_tokens) const;
   std::vector<int32_t> StopTokenIds(const GenerateCall& call) const;
 
@@ -75,7 +76,8 @@ class GenerationService {
   const Tokenizer* const tokenizer_;
   const ChatTemplate* const chat_template_;
   GenerationObserver* const observer_;
-  const std::optional<uint64_t> default_seed_;
+  const std::optional<uint64_t> seed_;
+  std::atomic<uint64_t> num_seeds_{0};  // made of seed_
 };
 
 }  // namespace shoal

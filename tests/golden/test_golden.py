@@ -122,6 +122,8 @@ def test_logprobs_and_greedy_tokens_through_http_equal_the_references(
         token_ids = prompt(length, len(vocabulary))
         compare_echo(server, reference, token_ids, len(vocabulary), dtype, found)
         compare_greedy(server, reference, token_ids, vocabulary, dtype, found)
+    assert found.num_skipped <= (found.num_positions + found.num_skipped) / 2
+    assert found.num_greedy > 0
     assert found.max_error <= TOLERANCE[dtype]
     assert found.num_greedy_equal == found.num_greedy
 

@@ -65,6 +65,9 @@ VARIANTS = [
     Variant("every-second-layer", {"moe_layer_freq": 2, "num_hidden_layers": 4,
                                    "first_k_dense_replace": 0}),
     Variant("renormalised", {"norm_topk_prob": True, "first_k_dense_replace": 0}),
+    # Switch-like: with one expert per token there is nothing to renormalise.
+    Variant("one-expert", {"norm_topk_prob": True, "num_experts_per_tok": 1,
+                           "n_shared_experts": None}),
     Variant("rope-linear", {"rope_scaling": {"type": "linear", "factor": 2.5},
                             "rope_theta": 5000.0}),
     Variant("rope-dynamic", {"rope_scaling": {"type": "dynamic", "factor": 4.0},

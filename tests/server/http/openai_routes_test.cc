@@ -22,7 +22,8 @@ class OpenAiRoutesTest : public testing::Test {
  protected:
   static void SetUpTestSuite() {
     EngineConfig engine;
-    engine.max_num_queued_requests = 100;
+    engine.max_num_seqs = 16;
+    engine.max_num_queued_requests = 40;
     small_ = new SmallService(nullptr, engine);
     HttpServerConfig config;
     config.port = 0;
@@ -199,10 +200,15 @@ TEST_F(OpenAiRoutesTest, ErrorsNameTheField) {
 TEST_F(OpenAiRoutesTest, OverloadSaysWhenToRetry) {
   std::string prompts = "[[1]";
   for (int i = 1; i < 64; ++i) prompts += ",[1]";
-  const RawResponse response =
-      Post("/v1/completions", fmt::format(R"({{"prompt":{}],"n":16,"max_tokens":400}})", prompts));
+  const auto ask = [&](int n) {
+    return Post("/v1/completions",
+                fmt::format(R"({{"prompt":{}],"n":{},"max_tokens":400}})", prompts, n));
+  };
+  const RawResponse response = ask(2);
   EXPECT_EQ(response.status, 429) << response.body;
   EXPECT_TRUE(response.Has("Retry-After: 1")) << response.head;
+  // What no queue would hold is the request's own fault.
+  EXPECT_EQ(ask(3).status, 400);
 }
 
 TEST_F(OpenAiRoutesTest, ClientThatLeavesFreesItsRequests) {

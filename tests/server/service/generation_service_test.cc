@@ -212,6 +212,20 @@ TEST_F(GenerationServiceTest, ChoicesDifferAndTheFirstIsThatOfASingleOne) {
   EXPECT_EQ(result.usage.prompt_tokens, Finish(service(), call).usage.prompt_tokens);
 }
 
+TEST_F(GenerationServiceTest, TheServersSeedFixesTheSeriesOfAnswersAndNotEachOne) {
+  GenerateCall call = Greedy("one two", 12);
+  call.temperature = 1;
+  const auto answers = [&](uint64_t seed) {
+    GenerationService seeded(&service().engine(), &service().tokenizer(), nullptr, nullptr, seed);
+    const TokenIds first = Finish(seeded, call).choices[0].ids();
+    return std::pair(first, Finish(seeded, call).choices[0].ids());
+  };
+  const auto [first, second] = answers(7);
+  EXPECT_NE(first, second);
+  EXPECT_EQ(answers(7), std::pair(first, second));
+  EXPECT_NE(answers(8).first, first);
+}
+
 TEST_F(GenerationServiceTest, ReplyLosesOneLeadingSpace) {
   const GenerateCall::Conversation conversation = {{"user", "Who are you?"}};
   const TokenIds ids = *service().Encode(conversation, true, true);
