@@ -132,7 +132,7 @@ TEST_P(SamplingParity, TopLogprobsTiesGoToTheLowerId) {
   const SampledRow row = SampleOne({0, 2, 1, 2, 1, 2}, {.top_logprobs = 4});
   EXPECT_EQ((std::vector<int32_t>(row.top_ids.begin(), row.top_ids.begin() + 4)),
             (std::vector<int32_t>{1, 3, 5, 2}));
-  EXPECT_EQ(row.top_ids[4], 0);
+  EXPECT_EQ(row.top_ids[4], -1);
   EXPECT_EQ(row.top_logprobs[4], 0);
 }
 

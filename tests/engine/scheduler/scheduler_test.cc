@@ -40,14 +40,12 @@ struct Fixture {
     int32_t block_size = 4;
     int32_t max_num_seqs = 16;
     int32_t max_num_batched_tokens = 64;
-    int32_t max_model_len = 1000;
     bool enable_prefix_caching = true;
   };
 
   explicit Fixture(const Options& options)
       : pool(options.num_blocks, options.block_size, options.enable_prefix_caching),
-        scheduler({options.max_num_seqs, options.max_num_batched_tokens, options.max_model_len},
-                  &pool),
+        scheduler({options.max_num_seqs, options.max_num_batched_tokens}, &pool),
         model(options.block_size) {}
 
   std::shared_ptr<Request> Add(Tokens prompt, SamplingParams sampling) {
@@ -219,14 +217,6 @@ TEST(Scheduler, StopsAtAStopToken) {
   EXPECT_EQ(TokensOf(*request), Tokens(alone.begin(), alone.begin() + 3));
   EXPECT_EQ(request->stream().finish()->reason, FinishReason::kStop);
   EXPECT_EQ(fixture.pool.num_free(), 64);
-}
-
-TEST(Scheduler, EndsAtMaxModelLen) {
-  Fixture fixture({.max_model_len = 8});
-  const auto request = fixture.Add(Prompt(5), {.max_tokens = 20});
-  fixture.RunToEnd();
-  EXPECT_EQ(TokensOf(*request).size(), 3u);
-  EXPECT_EQ(request->stream().finish()->reason, FinishReason::kLength);
 }
 
 TEST(Scheduler, EndsCancelledRequestsAndFreesTheirBlocks) {
