@@ -1,6 +1,7 @@
 #include "engine/engine.h"
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 
 #include "engine/execution/worker.h"
@@ -35,6 +36,22 @@ DType ChooseDType(const EngineConfig& config, const ModelConfig& model) {
     return model.torch_dtype == DType::kFloat32 ? DType::kFloat32 : DType::kBFloat16;
   }
   return config.dtype == "float32" ? DType::kFloat32 : DType::kBFloat16;
+}
+
+/// NaN is in no range.
+absl::Status CheckRange(const char* field, double value, double min, double max) {
+  if (value >= min && value <= max) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      fmt::format("{} is {}, expected {} to {}", field, value, min, max));
+}
+
+absl::Status CheckSampling(const SamplingParams& sampling) {
+  RETURN_IF_ERROR(CheckRange("temperature", sampling.temperature, 0, 2));
+  RETURN_IF_ERROR(CheckRange("top_k", sampling.top_k, 0, std::numeric_limits<int32_t>::max()));
+  RETURN_IF_ERROR(CheckRange("top_p", sampling.top_p, std::numeric_limits<float>::denorm_min(), 1));
+  RETURN_IF_ERROR(CheckRange("min_p", sampling.min_p, 0, 1));
+  RETURN_IF_ERROR(CheckRange("logprobs", sampling.logprobs, -1, kMaxTopLogprobs));
+  return CheckRange("prompt_logprobs", sampling.prompt_logprobs, -1, kMaxTopLogprobs);
 }
 
 absl::StatusOr<std::unique_ptr<Worker>> StartWorker(
@@ -80,8 +97,7 @@ Engine::Engine(const EngineConfig& config, const ModelConfig& model, int32_t max
       max_model_len_(max_model_len),
       worker_(std::move(worker)),
       block_pool_(worker_->num_kv_blocks(), config.block_size, config.enable_prefix_caching),
-      scheduler_({config.max_num_seqs, config.max_num_batched_tokens, max_model_len},
-                 &block_pool_) {
+      scheduler_({config.max_num_seqs, config.max_num_batched_tokens}, &block_pool_) {
   stats_.blocks = block_pool_.stats();
   thread_ = std::thread([this] { Run(); });
 }
@@ -98,6 +114,7 @@ Engine::~Engine() {
 
 absl::Status Engine::Submit(std::shared_ptr<Request> request) {
   RETURN_IF_ERROR(CheckRequest(*request));
+  request->ReserveStream();
   {
     const std::lock_guard lock(mutex_);
     RETURN_IF_ERROR(refusal_);
@@ -122,6 +139,7 @@ absl::Status Engine::CheckRequest(const Request& request) const {
     return absl::InvalidArgumentError(
         fmt::format("the prompt holds token id {}, expected 0 to {}", token_id, vocab_size - 1));
   }
+  RETURN_IF_ERROR(CheckSampling(sampling));
   const int32_t min_tokens = sampling.prompt_logprobs >= 0 ? 0 : 1;
   if (sampling.max_tokens < min_tokens) {
     return absl::InvalidArgumentError(
@@ -152,6 +170,11 @@ EngineStats Engine::Stats() const {
   EngineStats stats = stats_;
   stats.scheduler.num_waiting += static_cast<int32_t>(inbox_.size());
   return stats;
+}
+
+absl::Status Engine::health() const {
+  const std::lock_guard lock(mutex_);
+  return health_;
 }
 
 bool Engine::IsIdle() const {
@@ -191,30 +214,30 @@ bool Engine::TakeInbox() {
 /// Schedules, runs and updates one batch, if there is anything to run.
 void Engine::Step() {
   ScheduledBatch batch = scheduler_.Schedule();
-  const int64_t num_tokens = batch.num_tokens();
-  StepTokens step;
-  if (!batch.empty()) {
-    worker_->Post(std::move(batch));
-    const StepResult result = worker_->Take();
-    if (result.status.ok()) {
-      step = scheduler_.Update(result);
-    } else {
-      const std::lock_guard lock(mutex_);
-      AbortAll(absl::UnavailableError(
-          fmt::format("the device failed: {}", std::string(result.status.message()))));
-    }
+  {
+    const std::lock_guard lock(mutex_);
+    PublishQueues();  // what has just been admitted waits no more
+    stats_.last_step_tokens = batch.num_tokens();
   }
-  PublishStats(step, num_tokens);
-}
-
-void Engine::PublishStats(const StepTokens& step, int64_t num_tokens) {
+  if (batch.empty()) return;
+  worker_->Post(std::move(batch));
+  const StepResult result = worker_->Take();
+  const StepTokens step = result.status.ok() ? scheduler_.Update(result) : StepTokens();
   const std::lock_guard lock(mutex_);
-  stats_.scheduler = scheduler_.stats();
-  stats_.blocks = block_pool_.stats();
-  if (num_tokens > 0) ++stats_.num_steps;
+  if (!result.status.ok()) {
+    health_ = absl::UnavailableError(
+        fmt::format("the device failed: {}", std::string(result.status.message())));
+    AbortAll(health_);
+  }
+  ++stats_.num_steps;
   stats_.prompt_tokens += step.prompt;
   stats_.generation_tokens += step.generation;
-  stats_.last_step_tokens = num_tokens;
+  PublishQueues();
+}
+
+void Engine::PublishQueues() {
+  stats_.scheduler = scheduler_.stats();
+  stats_.blocks = block_pool_.stats();
   if (IsIdle()) all_done_.notify_all();
 }
 

@@ -21,14 +21,15 @@ class Worker;
 
 /// How to load a model and how much to run at once.
 struct EngineConfig {
-  std::string model_directory;           // checkpoint in Hugging Face layout
-  std::string dtype = "auto";            // "bfloat16", "float32" or "auto": what the checkpoint has
-  std::string device = "cpu";            // "auto" or "cpu"
-  int threads = 0;                       // compute threads; 0: one per core
-  int expert_parallel = 1;               // ranks
-  int32_t max_model_len = 0;             // 0: the model's max_position_embeddings
-  int32_t max_num_seqs = 64;             // sequences that run at once
-  int32_t max_num_batched_tokens = 512;  // tokens per step
+  std::string model_directory;  // checkpoint in Hugging Face layout
+  std::string dtype = "auto";   // "bfloat16", "float32", or "auto": config.json's torch_dtype, but
+                                // float16 is computed as bfloat16
+  std::string device = "cpu";   // "auto" or "cpu"
+  int threads = 0;              // compute threads; 0: one per core
+  int expert_parallel = 1;      // ranks
+  int32_t max_model_len = 0;    // 0: the model's max_position_embeddings
+  int32_t max_num_seqs = 64;    // sequences that run at once
+  int32_t max_num_batched_tokens = 512;   // tokens per step
   int32_t max_num_queued_requests = 256;  // waiting beyond the running ones
   int32_t block_size = 16;                // tokens per KV block
   bool enable_prefix_caching = true;
@@ -52,7 +53,7 @@ struct EngineStats {
   int64_t num_steps = 0;
   int64_t prompt_tokens = 0;  // computed or found in the cache
   int64_t generation_tokens = 0;
-  int64_t last_step_tokens = 0;
+  int64_t last_step_tokens = 0;  // of the step that runs or ran last
 };
 
 /// Owns the engine thread and the workers. Thread: any.
@@ -67,8 +68,8 @@ class Engine {
   Engine& operator=(const Engine&) = delete;
 
   /// Queues a request; its stream then gets tokens and an end. INVALID_ARGUMENT: it can never fit,
-  /// or a token id is out of range. RESOURCE_EXHAUSTED: the queue is full. UNAVAILABLE: draining,
-  /// or the device failed.
+  /// or a token id or a sampling parameter is out of range. RESOURCE_EXHAUSTED: the queue is full.
+  /// UNAVAILABLE: draining, or the device failed.
   absl::Status Submit(std::shared_ptr<Request> request);
 
   /// Refuses new requests from now on; returns when all others have ended. Those still running at
@@ -76,6 +77,8 @@ class Engine {
   void Drain(Clock::time_point deadline);
 
   EngineStats Stats() const;
+  /// OK while the engine works; else why it cannot any more. Thread: any.
+  absl::Status health() const;
   const ModelConfig& model_config() const { return model_; }
   /// Tokens that one sequence may have, prompt and output.
   int32_t max_model_len() const { return max_model_len_; }
@@ -89,11 +92,11 @@ class Engine {
   void Run();
   bool TakeInbox();
   void Step();
-  void PublishStats(const StepTokens& step, int64_t num_tokens);
 
   // Under mutex_.
   bool IsIdle() const;
   void AbortAll(const absl::Status& why);
+  void PublishQueues();
 
   const EngineConfig config_;
   const ModelConfig model_;
@@ -109,6 +112,7 @@ class Engine {
   std::condition_variable all_done_;  // for Drain()
   std::vector<std::shared_ptr<Request>> inbox_;
   EngineStats stats_;      // of the last step; what was taken from the inbox since then waits
+  absl::Status health_;    // not OK: the device failed
   absl::Status refusal_;   // not OK: the answer to every new request
   absl::Status abort_;     // not OK: every request ends with it before the next step
   bool stopping_ = false;  // the engine thread is to end

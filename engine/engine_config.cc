@@ -33,7 +33,7 @@ absl::Status EngineConfig::Validate() const {
   RETURN_IF_ERROR(CheckRange("threads", threads, 0, 1024));
   RETURN_IF_ERROR(CheckRange("max_model_len", max_model_len, 0, kMaxTokens));
   RETURN_IF_ERROR(CheckRange("max_num_seqs", max_num_seqs, 1, 4096));
-  RETURN_IF_ERROR(CheckRange("max_num_batched_tokens", max_num_batched_tokens, 1, 1 << 20));
+  RETURN_IF_ERROR(CheckRange("max_num_batched_tokens", max_num_batched_tokens, 1, 65536));
   RETURN_IF_ERROR(CheckRange("max_num_queued_requests", max_num_queued_requests, 1, 1 << 20));
   RETURN_IF_ERROR(CheckRange("block_size", block_size, 1, 1024));
   RETURN_IF_ERROR(CheckRange("kv_cache_memory_bytes", kv_cache_memory_bytes, 0, int64_t{1} << 50));

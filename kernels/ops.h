@@ -57,8 +57,16 @@ struct SamplingRow {
 struct SampledRow {
   int32_t token_id = -1;  // -1: the logits held a NaN or +inf, nothing was chosen
   float logprob = 0;      // log softmax of the unscaled logits at token_id
-  std::array<int32_t, kMaxTopLogprobs> top_ids = {};  // by falling logprob, ties to the lower id
+  // By falling logprob, ties to the lower id; -1 after the last one: that of row.top_logprobs, or
+  // of the vocabulary.
+  std::array<int32_t, kMaxTopLogprobs> top_ids = NoTokens();
   std::array<float, kMaxTopLogprobs> top_logprobs = {};
+
+  static constexpr std::array<int32_t, kMaxTopLogprobs> NoTokens() {
+    std::array<int32_t, kMaxTopLogprobs> ids;
+    ids.fill(-1);
+    return ids;
+  }
 };
 
 /// Kernels of one rank. Every method only enqueues: it neither allocates nor waits, so a sequence
@@ -104,8 +112,8 @@ class Ops {
 
   /// Softmax over the router's logits x router^T (float32, not rounded), then the top_k most
   /// likely, top_k being routing's second dimension. renormalize: divide the weights by their sum +
-  /// 1e-20. x [num_tokens, hidden_size]; router [num_experts, hidden_size]. DeepSeekMoE, arXiv
-  /// 2401.06066.
+  /// 1e-20, unless top_k is 1. x [num_tokens, hidden_size]; router [num_experts, hidden_size].
+  /// DeepSeekMoE, arXiv 2401.06066.
   virtual void RouteTopK(const Tensor& x, const Weight& router, bool renormalize,
                          const Routing& routing) = 0;
 

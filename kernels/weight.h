@@ -8,7 +8,7 @@
 
 namespace shoal {
 
-/// A matrix [out_features, in_features] for Ops::Linear, Logits and Embed.
+/// A matrix [out_features, in_features] for Ops::Linear and Ops::Embed.
 struct Weight {
   DType dtype = DType::kFloat32;
   int64_t out_features = 0;

@@ -4,6 +4,7 @@
 #include <CLI/Config.hpp>
 #include <CLI/Formatter.hpp>
 #include <charconv>
+#include <cstdlib>
 #include <functional>
 
 #include "server/config_file.h"
@@ -132,8 +133,9 @@ void CommandLine::AddServe() {
                  "Keys that clients must send one of (better given as SHOAL_API_KEY)")
       ->delimiter(',')
       ->check(CLI::Validator(
-          [](const std::string& key) {
-            return key == kMaskedKey ? std::string("a masked key is no key") : std::string();
+          [](const std::string& key) -> std::string {
+            if (key.empty()) return "an empty key would let everybody in";
+            return key == kMaskedKey ? "a masked key is no key" : "";
           },
           "KEY"));
   app.add_option("--max-num-seqs", config.engine.max_num_seqs, "Sequences that run at once")
@@ -144,7 +146,8 @@ void CommandLine::AddServe() {
   app.add_flag("--enable-prefix-caching,!--no-enable-prefix-caching",
                config.engine.enable_prefix_caching,
                "Share the KV cache of equal prompt beginnings");
-  app.add_option("--seed", config.seed, "Seed of the random numbers of requests that bring none; default: random")
+  app.add_option("--seed", config.seed,
+                 "Seed of the random numbers of requests that bring none; default: random")
       ->check(Integer(0, std::numeric_limits<int64_t>::max()));
   app.add_option("--grpc-port", "Port of the gRPC API, which is not served yet; 0: off")
       ->check(CLI::Validator(
@@ -218,6 +221,10 @@ absl::Status CommandLine::RunCommand() {
 
 absl::Status CommandLine::RunServeCommand() {
   if (!config_path_.empty()) RETURN_IF_ERROR(ApplyConfigFile(*serve_, config_path_));
+  // Most likely a secret that did not arrive, and not the wish to let everybody in.
+  if (serve_config_.http.api_keys.empty() && std::getenv("SHOAL_API_KEY") != nullptr) {
+    return absl::InvalidArgumentError("SHOAL_API_KEY is set, but has no key");
+  }
   if (print_config_) {
     fmt::print("{}\n", FormatServerConfig(serve_config_));
     return absl::OkStatus();

@@ -64,7 +64,8 @@ absl::Status ApplyConfigFile(CLI::App& command, const std::string& path) {
   }
   for (const auto& [key, value] : json.items()) {
     CLI::Option* const option = command.get_option_no_throw("--" + key);
-    if (option == nullptr || !IsConfiguration(key)) {
+    // A negated name, as of --no-enable-prefix-caching, would take its value for the option's own.
+    if (option == nullptr || option->get_lnames().front() != key || !IsConfiguration(key)) {
       return absl::InvalidArgumentError(fmt::format("{}: there is no option \"{}\"", path, key));
     }
     if (option->count() > 0) continue;

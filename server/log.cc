@@ -38,4 +38,8 @@ void LogWarning(std::string_view message, const LogFields& fields) {
   Log(spdlog::level::warn, message, fields);
 }
 
+void LogError(std::string_view message, const LogFields& fields) {
+  Log(spdlog::level::err, message, fields);
+}
+
 }  // namespace shoal

@@ -12,5 +12,6 @@ using LogFields = nlohmann::ordered_json;
 // Thread: any.
 void LogInfo(std::string_view message, const LogFields& fields = LogFields::object());
 void LogWarning(std::string_view message, const LogFields& fields = LogFields::object());
+void LogError(std::string_view message, const LogFields& fields = LogFields::object());
 
 }  // namespace shoal

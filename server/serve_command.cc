@@ -17,6 +17,7 @@ namespace shoal {
 namespace {
 
 constexpr char kDefaultModelName[] = "shoal";
+constexpr std::chrono::milliseconds kHealthInterval{500};
 constexpr std::chrono::seconds kFlushTimeout{5};  // for responses whose generation has ended
 
 /// SIGTERM and SIGINT, taken by waiting and not by handlers.
@@ -32,10 +33,7 @@ class StopSignals {
   /// From now on they end the process at once, as they do by default.
   void Release() { pthread_sigmask(SIG_UNBLOCK, &set_, nullptr); }
 
-  void Wait() {
-    int signal = 0;
-    sigwait(&set_, &signal);
-  }
+  /// False: none within `timeout`.
   bool WaitFor(std::chrono::milliseconds timeout) {
     const timespec duration{timeout.count() / 1000, timeout.count() % 1000 * 1'000'000};
     return sigtimedwait(&set_, nullptr, &duration) > 0;
@@ -65,9 +63,9 @@ class ServeProcess {
     RETURN_IF_ERROR(Listen());
     RETURN_IF_ERROR(LoadModel());
     BeginService();
-    signals_.Wait();
+    const absl::Status health = WaitForEnd();
     Drain();
-    return absl::OkStatus();
+    return health;
   }
 
  private:
@@ -75,8 +73,11 @@ class ServeProcess {
   absl::Status LoadModel();
   absl::StatusOr<std::unique_ptr<ServedModel>> LoadInBackground(EngineConfig engine);
   void BeginService();
+  /// Returns at a signal with OK, or when the engine fails, with the reason.
+  absl::Status WaitForEnd();
   void Drain();
-  void LogRequest(const HttpRequest& request, std::string_view route, int status, double seconds);
+  void LogRequest(const HttpRequest& request, std::string_view route, int status, double seconds,
+                  std::string_view error);
   std::vector<HttpRoute> Routes(std::vector<HttpRoute> rest) const;
 
   const ServerConfig& config_;
@@ -93,9 +94,9 @@ absl::Status ServeProcess::Listen() {
   ASSIGN_OR_RETURN(
       server_, HttpServer::Start(config_.http, Routes(LoadingRoutes(&readiness_)),
                                  [this](const HttpRequest& request, std::string_view route,
-                                        int status, double seconds) {
+                                        int status, double seconds, std::string_view error) {
                                    metrics_.OnHttpRequest(route, request.method, status, seconds);
-                                   LogRequest(request, route, status, seconds);
+                                   LogRequest(request, route, status, seconds, error);
                                  }));
   LogInfo("listening", {{"host", config_.http.host},
                         {"port", server_->port()},
@@ -115,6 +116,9 @@ absl::Status ServeProcess::LoadModel() {
         "no --model is given: serving a tiny model with random weights, its output is noise");
     ASSIGN_OR_RETURN(temporary_, TemporaryDirectory::Create());
     engine.model_directory = temporary_->path();
+    // Not in the background: a signal removes the directory, and nobody may then write to it.
+    readiness_.SetProgress("making random weights", 0);
+    RETURN_IF_ERROR(WriteDefaultModel(engine.model_directory));
   }
   auto loading = std::async(std::launch::async, [&] { return LoadInBackground(engine); });
   while (loading.wait_for(std::chrono::seconds(0)) != std::future_status::ready) {
@@ -133,10 +137,6 @@ absl::StatusOr<std::unique_ptr<ServedModel>> ServeProcess::LoadInBackground(Engi
   ProgressLine line([](std::string_view phase, int percent) {
     LogInfo("loading", {{"phase", phase}, {"percent", percent}});
   });
-  if (temporary_) {
-    readiness_.SetProgress("making random weights", 0);
-    RETURN_IF_ERROR(WriteDefaultModel(engine.model_directory));
-  }
   return ServedModel::Load(engine, config_.seed, &metrics_, [&](const LoadStatus& status) {
     readiness_.SetProgress(status.phase, status.fraction);
     line.Update(status.phase, status.fraction);
@@ -161,6 +161,16 @@ void ServeProcess::BeginService() {
                     {"random_weights", config_.engine.model_directory.empty()}});
 }
 
+absl::Status ServeProcess::WaitForEnd() {
+  while (!signals_.WaitFor(kHealthInterval)) {
+    const absl::Status health = model_->engine->health();
+    if (health.ok()) continue;
+    LogError("the engine has failed", {{"error", std::string(health.message())}});
+    return health;
+  }
+  return absl::OkStatus();
+}
+
 void ServeProcess::Drain() {
   signals_.Release();
   const auto deadline = Clock::now() + std::chrono::seconds(config_.drain_timeout_seconds);
@@ -177,14 +187,20 @@ void ServeProcess::Drain() {
 }
 
 void ServeProcess::LogRequest(const HttpRequest& request, std::string_view route, int status,
-                              double seconds) {
-  // Probes and scrapes come every few seconds, and a 503 is what probes expect of a start or drain.
-  if (request.method == "GET" && (status < 400 || status == 503)) return;
-  LogInfo("request", {{"request_id", request.request_id},
+                              double seconds, std::string_view error) {
+  LogFields fields = {{"request_id", request.request_id},
                       {"method", request.method},
                       {"route", route},
                       {"status", status},
-                      {"seconds", seconds}});
+                      {"seconds", seconds}};
+  if (!error.empty()) {
+    fields["error"] = error;
+    LogError("request failed", fields);
+    return;
+  }
+  // Probes and scrapes come every few seconds, and a 503 is what probes expect of a start or drain.
+  if (request.method == "GET" && (status < 400 || status == 503)) return;
+  LogInfo("request", fields);
 }
 
 std::vector<HttpRoute> ServeProcess::Routes(std::vector<HttpRoute> rest) const {

@@ -3,6 +3,7 @@
 
 #include <array>
 #include <atomic>
+#include <bit>
 #include <cstdint>
 #include <utility>
 
@@ -14,6 +15,8 @@ namespace shoal {
 /// Thread: one puts, one takes.
 template <typename T, uint32_t kSlots>
 class Mailbox {
+  static_assert(std::has_single_bit(kSlots), "the counters wrap at a multiple of kSlots");
+
  public:
   /// Hands over `value`; never waits.
   void Put(T value) {

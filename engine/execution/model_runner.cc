@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <utility>
+#include <vector>
 
 namespace shoal {
 
@@ -24,14 +25,15 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(const ModelRunn
            .max_blocks = (cache.max_model_len + cache.block_size - 1) / cache.block_size,
            .block_size = cache.block_size},
           &device));
+  std::unique_ptr<ModelRunner> runner(
+      new ModelRunner(backend, std::move(model), std::move(batch_builder)));
+  RETURN_IF_ERROR(runner->AllocateRows());
+  RETURN_IF_ERROR(runner->WarmUp());
   ASSIGN_OR_RETURN(
       const int32_t num_blocks,
       ChooseNumBlocks(cache, KvBytesPerToken(config.model, config.dtype), device.FreeBytes()));
-  ASSIGN_OR_RETURN(KvCache kv_cache, KvCache::Create(config.model, config.dtype, cache.block_size,
-                                                     num_blocks, device));
-  std::unique_ptr<ModelRunner> runner(
-      new ModelRunner(backend, std::move(model), std::move(batch_builder), std::move(kv_cache)));
-  RETURN_IF_ERROR(runner->AllocateRows());
+  ASSIGN_OR_RETURN(runner->kv_cache_, KvCache::Create(config.model, config.dtype, cache.block_size,
+                                                      num_blocks, device));
   return runner;
 }
 
@@ -42,6 +44,15 @@ absl::Status ModelRunner::AllocateRows() {
   ASSIGN_OR_RETURN(sampling_, device.Allocate(DType::kByte, {rows * int64_t{sizeof(SamplingRow)}}));
   ASSIGN_OR_RETURN(sampled_, device.Allocate(DType::kByte, {rows * int64_t{sizeof(SampledRow)}}));
   return absl::OkStatus();
+}
+
+/// Has the ops take their working memory, so that the KV cache gets its share of what is left.
+absl::Status ModelRunner::WarmUp() {
+  const std::vector<SamplingRow> sampling(kMaxLogitsRows, {.temperature = 1, .top_logprobs = 1});
+  backend_->device->CopyFromHost(sampling.data(), sampling_);
+  model_->WarmUp();
+  backend_->ops->Sample(model_->Logits(row_ids_), sampling_, sampled_);
+  return backend_->device->Synchronize();
 }
 
 StepResult ModelRunner::Run(const ScheduledBatch& batch) {

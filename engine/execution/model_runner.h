@@ -40,19 +40,16 @@ class ModelRunner {
   /// wanted.
   static constexpr int64_t kMaxLogitsRows = 32;
 
-  ModelRunner(Backend* backend, std::unique_ptr<DeepseekMoe> model, BatchBuilder batch_builder,
-              KvCache kv_cache)
-      : backend_(backend),
-        model_(std::move(model)),
-        batch_builder_(std::move(batch_builder)),
-        kv_cache_(std::move(kv_cache)) {}
+  ModelRunner(Backend* backend, std::unique_ptr<DeepseekMoe> model, BatchBuilder batch_builder)
+      : backend_(backend), model_(std::move(model)), batch_builder_(std::move(batch_builder)) {}
   absl::Status AllocateRows();
+  absl::Status WarmUp();
   void SampleRows(int64_t begin, int64_t count, std::span<SampledRow> out);
 
   Backend* const backend_;
   const std::unique_ptr<DeepseekMoe> model_;
   BatchBuilder batch_builder_;
-  const KvCache kv_cache_;
+  KvCache kv_cache_;
   Tensor row_ids_;   // [kMaxLogitsRows] int32
   Tensor sampling_;  // [kMaxLogitsRows * sizeof(SamplingRow)] bytes
   Tensor sampled_;   // [kMaxLogitsRows * sizeof(SampledRow)] bytes

@@ -1,6 +1,8 @@
 #include "engine/execution/worker.h"
 
 #include <future>
+#include <new>
+#include <system_error>
 #include <utility>
 
 #include "engine/model/checkpoint.h"
@@ -9,15 +11,34 @@
 namespace shoal {
 namespace {
 
-absl::StatusOr<std::unique_ptr<ModelRunner>> LoadRunner(const WorkerConfig& config,
-                                                        const LoadProgress& progress,
-                                                        Backend& backend) {
+absl::StatusOr<std::unique_ptr<ModelRunner>> Load(const WorkerConfig& config,
+                                                  const LoadProgress& progress, Backend& backend) {
   ASSIGN_OR_RETURN(backend, MakeCpuBackend({.num_threads = config.num_threads}));
   ASSIGN_OR_RETURN(const auto checkpoint, Checkpoint::Open(config.model_directory));
   const ModelRunnerConfig& runner = config.runner;
   ASSIGN_OR_RETURN(ModelWeights weights,
                    LoadModelWeights(runner.model, *checkpoint, runner.dtype, backend, progress));
   return ModelRunner::Create(runner, std::move(weights), &backend);
+}
+
+absl::Status ThreadRefused(const std::system_error& error) {
+  return absl::ResourceExhaustedError(
+      fmt::format("the system refused a thread ({}): lower threads", error.what()));
+}
+
+/// Load(), with what the standard library throws for want of memory or threads as a status.
+absl::StatusOr<std::unique_ptr<ModelRunner>> LoadRunner(const WorkerConfig& config,
+                                                        const LoadProgress& progress,
+                                                        Backend& backend) {
+  try {
+    return Load(config, progress, backend);
+  } catch (const std::bad_alloc&) {
+    return absl::ResourceExhaustedError(
+        "the system has too little memory for the model: lower max_model_len or "
+        "max_num_batched_tokens");
+  } catch (const std::system_error& error) {
+    return ThreadRefused(error);
+  }
 }
 
 }  // namespace
@@ -28,19 +49,25 @@ absl::StatusOr<std::unique_ptr<Worker>> Worker::Start(const WorkerConfig& config
   std::promise<absl::StatusOr<int32_t>> ready;
   auto num_kv_blocks = ready.get_future();
   // The thread makes all that it uses, so that memory lies near it and nobody else can touch it.
-  worker->thread_ = std::thread([worker = worker.get(), ready = std::move(ready), config,
-                                 progress = std::move(progress)]() mutable {
+  auto run = [worker = worker.get(), ready = std::move(ready), config,
+              progress = std::move(progress)]() mutable {
     Backend backend;
     const auto runner = LoadRunner(config, progress, backend);
     if (!runner.ok()) return ready.set_value(runner.status());
     ready.set_value((*runner)->num_kv_blocks());
     worker->Serve(**runner);
-  });
+  };
+  try {
+    worker->thread_ = std::thread(std::move(run));
+  } catch (const std::system_error& error) {
+    return ThreadRefused(error);
+  }
   ASSIGN_OR_RETURN(worker->num_kv_blocks_, num_kv_blocks.get());
   return worker;
 }
 
 Worker::~Worker() {
+  if (!thread_.joinable()) return;  // it was refused
   batches_.Put(std::nullopt);
   thread_.join();
 }

@@ -51,7 +51,7 @@ class Worker {
 
   int32_t num_kv_blocks_ = 0;
   uint32_t num_in_flight_ = 0;
-  Mailbox<std::optional<ScheduledBatch>, kMaxInFlight + 1> batches_;  // nothing: the end
+  Mailbox<std::optional<ScheduledBatch>, 2 * kMaxInFlight> batches_;  // nothing: the end
   Mailbox<StepResult, kMaxInFlight> results_;
   std::thread thread_;
 };

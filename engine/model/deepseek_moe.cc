@@ -24,25 +24,25 @@ double RopeBase(const ModelConfig& config, int64_t position) {
   return config.rope_theta * std::pow(stretch, dim / (dim - 2));
 }
 
-/// Cosine and sine of every position and pair, [max_positions, head_dim / 2, 2]. Frequencies and
-/// angles are float32, as in the published model.
-std::vector<float> RopeTable(const ModelConfig& config, int64_t max_positions) {
+/// Cosine and sine of positions [first, first + count) and every pair, [count, head_dim / 2, 2].
+/// Frequencies and angles are float32, as in the published model.
+std::vector<float> RopeRows(const ModelConfig& config, int64_t first, int64_t count) {
   const int half = config.head_dim() / 2;
   const float divisor = config.rope_scaling.type == RopeScaling::Type::kLinear
                             ? static_cast<float>(config.rope_scaling.factor)
                             : 1.0f;
-  std::vector<float> table(static_cast<size_t>(max_positions) * half * 2);
+  std::vector<float> rows(static_cast<size_t>(count) * half * 2);
   size_t next = 0;
-  for (int64_t position = 0; position < max_positions; ++position) {
+  for (int64_t position = first; position < first + count; ++position) {
     const double base = RopeBase(config, position);
     for (int i = 0; i < half; ++i) {
       const auto frequency = static_cast<float>(std::pow(base, -2.0 * i / config.head_dim()));
       const float angle = static_cast<float>(position) / divisor * frequency;
-      table[next++] = static_cast<float>(std::cos(static_cast<double>(angle)));
-      table[next++] = static_cast<float>(std::sin(static_cast<double>(angle)));
+      rows[next++] = static_cast<float>(std::cos(static_cast<double>(angle)));
+      rows[next++] = static_cast<float>(std::sin(static_cast<double>(angle)));
     }
   }
-  return table;
+  return rows;
 }
 
 }  // namespace
@@ -55,12 +55,24 @@ absl::StatusOr<std::unique_ptr<DeepseekMoe>> DeepseekMoe::Create(const ModelConf
                                                                  const Limits& limits,
                                                                  Backend* backend) {
   std::unique_ptr<DeepseekMoe> model(new DeepseekMoe(config, std::move(weights), backend));
-  std::vector<float> table = RopeTable(config, limits.max_positions);
-  const Tensor host(table.data(), DType::kFloat32,
-                    {limits.max_positions, config.head_dim() / 2, 2});
-  ASSIGN_OR_RETURN(model->rope_table_, backend->device->LoadTensor(host, DType::kFloat32));
+  RETURN_IF_ERROR(model->MakeRopeTable(limits.max_positions));
   RETURN_IF_ERROR(model->AllocateActivations(dtype, limits));
   return model;
+}
+
+/// In pieces, so that the host needs little memory beside the device's.
+absl::Status DeepseekMoe::MakeRopeTable(int64_t max_positions) {
+  constexpr int64_t kPositions = 4096;
+  Device& device = *backend_->device;
+  ASSIGN_OR_RETURN(rope_table_,
+                   device.Allocate(DType::kFloat32, {max_positions, config_.head_dim() / 2, 2}));
+  for (int64_t first = 0; first < max_positions; first += kPositions) {
+    const int64_t count = std::min(kPositions, max_positions - first);
+    const std::vector<float> rows = RopeRows(config_, first, count);
+    device.CopyFromHost(rows.data(), rope_table_.Rows(first, count));
+    RETURN_IF_ERROR(device.Synchronize());
+  }
+  return absl::OkStatus();
 }
 
 absl::Status DeepseekMoe::AllocateActivations(DType dtype, const Limits& limits) {
@@ -104,13 +116,24 @@ void DeepseekMoe::Forward(const ForwardBatch& batch, std::span<const Tensor> kv_
     ops.AddRmsNorm({}, residual, layer.input_norm, config_.rms_norm_eps, normed);
     Attention(layer, batch, kv_layers[i]);
     ops.AddRmsNorm(delta, residual, layer.post_attention_norm, config_.rms_norm_eps, normed);
-    if (layer.router.empty()) {
-      ops.DenseFfn(normed, layer.dense, delta);
-      ops.Combine({}, {}, delta, residual);
-    } else {
-      MoeLayer(layer);
-    }
+    FeedForward(layer);
   }
+}
+
+void DeepseekMoe::WarmUp() {
+  num_tokens_ = activations_.residual.shape[0];
+  Ops& ops = *backend_->ops;
+  const auto warm_up = [&](bool routed) {
+    const auto layer = std::ranges::find(weights_.layers, routed, [](const LayerWeights& weights) {
+      return !weights.router.empty();
+    });
+    if (layer == weights_.layers.end()) return;
+    ops.Linear(activations_.normed, layer->qkv, layer->qkv_bias, activations_.qkv);
+    ops.Linear(activations_.attention, layer->o, layer->o_bias, activations_.delta);
+    FeedForward(*layer);
+  };
+  warm_up(false);
+  warm_up(true);
 }
 
 /// normed -> delta: causal self-attention (model spec 2.4 to 2.6).
@@ -124,6 +147,14 @@ void DeepseekMoe::Attention(const LayerWeights& layer, const ForwardBatch& batch
   ops.RopeAndWriteKv(qkv, rope_table_, batch.attention, shape, kv);
   ops.PagedAttention(qkv, kv, batch.attention, shape, attention);
   ops.Linear(attention, layer.o, layer.o_bias, activations_.delta.Rows(0, num_tokens_));
+}
+
+/// normed -> added to residual: a dense network or experts.
+void DeepseekMoe::FeedForward(const LayerWeights& layer) {
+  if (!layer.router.empty()) return MoeLayer(layer);
+  const Tensor delta = activations_.delta.Rows(0, num_tokens_);
+  backend_->ops->DenseFfn(activations_.normed.Rows(0, num_tokens_), layer.dense, delta);
+  backend_->ops->Combine({}, {}, delta, activations_.residual.Rows(0, num_tokens_));
 }
 
 /// normed -> added to residual: routed and shared experts (arXiv 2401.06066, equations 9 to 11).

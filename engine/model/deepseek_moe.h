@@ -28,6 +28,10 @@ class DeepseekMoe {
                                                              const Limits& limits,
                                                              Backend* backend);
 
+  /// Runs one layer of each kind on zeros, at the largest number of tokens, so that the ops have
+  /// taken their working memory. Without attention, whose own does not grow with the batch.
+  void WarmUp();
+
   /// Runs all layers over the batch and writes its keys and values to `kv_layers`, one tensor
   /// [num_blocks, 2, num_kv_heads, block_size, head_dim] per layer. The result stays in the model
   /// until the next call.
@@ -55,8 +59,10 @@ class DeepseekMoe {
   };
 
   DeepseekMoe(const ModelConfig& config, ModelWeights weights, Backend* backend);
+  absl::Status MakeRopeTable(int64_t max_positions);
   absl::Status AllocateActivations(DType dtype, const Limits& limits);
   void Attention(const LayerWeights& layer, const ForwardBatch& batch, const Tensor& kv);
+  void FeedForward(const LayerWeights& layer);
   void MoeLayer(const LayerWeights& layer);
 
   const ModelConfig config_;

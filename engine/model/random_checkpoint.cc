@@ -20,6 +20,7 @@ namespace {
 
 constexpr int kNumQuantiles = 1 << 16;
 constexpr int64_t kChunkBytes = 4 << 20;
+constexpr char kIndexFile[] = "model.safetensors.index.json";
 
 /// The finaliser of SplitMix64 (Steele, Lea, Flood 2014): a bijection that scatters counters.
 uint64_t Scatter(uint64_t x) {
@@ -170,11 +171,40 @@ std::string FormatGenerationConfig(const ModelConfig& config) {
   return object.dump(2) + "\n";
 }
 
+/// Files are written under another name first: whoever reads the directory sees whole files.
+std::string TemporaryPath(const std::string& path) { return path + ".tmp"; }
+
+absl::Status RenameToFinal(const std::string& path) {
+  std::error_code error;
+  std::filesystem::rename(TemporaryPath(path), path, error);
+  if (!error) return absl::OkStatus();
+  return absl::InternalError(fmt::format("{}: cannot be written: {}", path, error.message()));
+}
+
 absl::Status WriteTextFile(const std::string& path, const std::string& text) {
-  std::ofstream file(path, std::ios::binary | std::ios::trunc);
+  std::ofstream file(TemporaryPath(path), std::ios::binary | std::ios::trunc);
   file << text;
   file.close();
-  return file ? absl::OkStatus() : absl::InternalError(fmt::format("{}: cannot be written", path));
+  if (!file) return absl::InternalError(fmt::format("{}: cannot be written", path));
+  return RenameToFinal(path);
+}
+
+/// Removes the config, weights and index of a former checkpoint, which would be taken for parts of
+/// the new one.
+absl::Status RemoveCheckpoint(const std::string& directory) {
+  std::error_code error;
+  std::vector<std::filesystem::path> stale;
+  for (const auto& entry : std::filesystem::directory_iterator(directory, error)) {
+    const std::string name = entry.path().filename();
+    const bool is_weights = name.starts_with("model") && name.ends_with(".safetensors");
+    if (is_weights || name == "config.json" || name == kIndexFile) stale.push_back(entry.path());
+  }
+  for (const auto& path : stale) {
+    if (!error) std::filesystem::remove(path, error);
+  }
+  if (!error) return absl::OkStatus();
+  return absl::InternalError(
+      fmt::format("{}: the old checkpoint cannot be removed: {}", directory, error.message()));
 }
 
 /// Writes the shards one after the other.
@@ -188,10 +218,12 @@ class ShardWriter {
         others_(quantiles_, config.torch_dtype, 0, config.initializer_range) {}
 
   absl::Status Write(const std::string& directory, const Shard& shard) {
+    const std::string path = directory + "/" + shard.file;
     ASSIGN_OR_RETURN(SafetensorsWriter writer,
-                     SafetensorsWriter::Create(directory + "/" + shard.file, shard.tensors));
+                     SafetensorsWriter::Create(TemporaryPath(path), shard.tensors));
     for (const TensorInfo& tensor : shard.tensors) RETURN_IF_ERROR(Append(tensor, writer));
-    return writer.Close();
+    RETURN_IF_ERROR(writer.Close());
+    return RenameToFinal(path);
   }
 
  private:
@@ -231,17 +263,16 @@ absl::Status WriteRandomCheckpoint(const ModelConfig& config, uint64_t seed,
     return absl::InternalError(
         fmt::format("{}: cannot be made a directory: {}", directory, error.message()));
   }
-  // An index that stayed behind would hide the new weights.
-  const std::string index_path = directory + "/model.safetensors.index.json";
-  std::filesystem::remove(index_path, error);
-  RETURN_IF_ERROR(WriteTextFile(directory + "/config.json", FormatModelConfig(config)));
-  RETURN_IF_ERROR(
-      WriteTextFile(directory + "/generation_config.json", FormatGenerationConfig(config)));
+  RETURN_IF_ERROR(RemoveCheckpoint(directory));
   const std::vector<Shard> shards = DivideIntoShards(config, max_shard_bytes);
   ShardWriter writer(config, seed, progress);
   for (const Shard& shard : shards) RETURN_IF_ERROR(writer.Write(directory, shard));
-  if (shards.size() > 1) return WriteTextFile(index_path, FormatIndex(shards));
-  return absl::OkStatus();
+  if (shards.size() > 1) {
+    RETURN_IF_ERROR(WriteTextFile(directory + "/" + kIndexFile, FormatIndex(shards)));
+  }
+  RETURN_IF_ERROR(
+      WriteTextFile(directory + "/generation_config.json", FormatGenerationConfig(config)));
+  return WriteTextFile(directory + "/config.json", FormatModelConfig(config));
 }
 
 }  // namespace shoal

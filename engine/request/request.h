@@ -14,7 +14,7 @@ namespace shoal {
 
 using Clock = std::chrono::steady_clock;
 
-/// How to choose tokens and when to stop. The caller has checked the ranges.
+/// How to choose tokens and when to stop. Engine::Submit checks the ranges.
 struct SamplingParams {
   float temperature = 1;   // [0, 2]; 0: greedy
   int32_t top_k = 0;       // >= 0; 0: all
@@ -23,8 +23,8 @@ struct SamplingParams {
   uint64_t seed = 0;       // key of the random numbers; equal seeds give equal tokens
   int32_t max_tokens = 0;  // tokens to generate, >= 0; 0: only prompt logprobs
   std::vector<int32_t> stop_token_ids = {};  // the token is part of the output and ends it
-  int32_t logprobs = -1;                     // alternatives per generated token; -1: no logprobs
-  int32_t prompt_logprobs = -1;              // alternatives per prompt token; -1: no logprobs
+  int32_t logprobs = -1;         // alternatives per generated token, <= 20; -1: no logprobs
+  int32_t prompt_logprobs = -1;  // alternatives per prompt token, <= 20; -1: no logprobs
 };
 
 /// One prompt, one completion. Submitted once, then shared by the client's side, which reads
@@ -36,15 +36,18 @@ class Request {
       : id_(std::move(id)),
         prompt_token_ids_(std::move(prompt_token_ids)),
         sampling_(std::move(sampling)),
-        arrival_(Clock::now()),
-        stream_(sampling_.prompt_logprobs >= 0 ? prompt_token_ids_.size() : 0,
-                static_cast<size_t>(sampling_.max_tokens)) {}
+        arrival_(Clock::now()) {}
 
   const std::string& id() const { return id_; }
   const std::vector<int32_t>& prompt_token_ids() const { return prompt_token_ids_; }
   const SamplingParams& sampling() const { return sampling_; }
   Clock::time_point arrival() const { return arrival_; }
   TokenStream& stream() { return stream_; }
+  /// Makes room for all that the stream can get. The ranges of the sampling have been checked.
+  void ReserveStream() {
+    stream_.Reserve(sampling_.prompt_logprobs >= 0 ? prompt_token_ids_.size() : 0,
+                    static_cast<size_t>(sampling_.max_tokens));
+  }
 
   /// Asks the engine to stop; its blocks are free by the end of the next step. Idempotent.
   void Cancel() { cancelled_.store(true, std::memory_order_release); }

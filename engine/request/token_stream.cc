@@ -17,8 +17,10 @@ void Push(std::vector<TokenOutput>& buffer, std::atomic<size_t>& count, TokenOut
 
 }  // namespace
 
-TokenStream::TokenStream(size_t num_prompt_logprobs, size_t max_tokens)
-    : prompt_(num_prompt_logprobs), tokens_(max_tokens) {}
+void TokenStream::Reserve(size_t num_prompt_logprobs, size_t max_tokens) {
+  prompt_.resize(num_prompt_logprobs);
+  tokens_.resize(max_tokens);
+}
 
 std::span<const TokenOutput> TokenStream::prompt() const {
   return std::span(prompt_).first(num_prompt_.load(std::memory_order_acquire));

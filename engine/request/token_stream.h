@@ -22,14 +22,16 @@ struct TokenLogprob {
 struct TokenOutput {
   int32_t token_id = 0;
   float logprob = 0;                            // 0 unless logprobs were asked for
-  std::vector<TokenLogprob> top_logprobs = {};  // by falling logprob; as many as were asked for
+  std::vector<TokenLogprob> top_logprobs = {};  // by falling logprob; as many as were asked for,
+                                                // or as there are
+  std::chrono::steady_clock::time_point time = {};  // when the engine appended it; epoch: prompt
 };
 
 enum class FinishReason : uint8_t {
   kStop,    // a stop token was generated; it is the last token
   kLength,  // max_tokens generated
   kCancel,  // cancelled by the client's side
-  kError,   // see TokenStream::status
+  kError,   // see FinishInfo::status
 };
 
 /// How a request ended and what it used.
@@ -37,14 +39,15 @@ struct FinishInfo {
   FinishReason reason = FinishReason::kError;
   absl::Status status = {};       // not OK iff reason is kError
   int32_t num_cached_tokens = 0;  // prompt tokens found in the prefix cache
-  std::chrono::steady_clock::time_point first_scheduled = {};  // when it left the queue
+  std::chrono::steady_clock::time_point first_scheduled = {};  // left the queue; epoch: never did
 };
 
-/// Append-only buffers, sized at construction, so that the engine never waits and never
+/// Append-only buffers, sized before the first token, so that the engine never waits and never
 /// reallocates. One writer (engine thread), one reader (any one thread at a time).
 class TokenStream {
  public:
-  TokenStream(size_t num_prompt_logprobs, size_t max_tokens);
+  /// Makes room. Called once, before the engine thread has the request.
+  void Reserve(size_t num_prompt_logprobs, size_t max_tokens);
 
   /// Called by the engine thread after every change; must be quick and must not throw. Set before
   /// the request is submitted.

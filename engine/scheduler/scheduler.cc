@@ -49,9 +49,9 @@ TokenOutput MakeOutput(int32_t token_id, const SampledRow& row, int32_t num_top_
   TokenOutput output = {.token_id = token_id};
   if (num_top_logprobs < 0) return output;
   output.logprob = row.logprob;
-  const auto count = static_cast<size_t>(std::min(num_top_logprobs, kMaxTopLogprobs));
+  const auto count = static_cast<size_t>(num_top_logprobs);
   output.top_logprobs.reserve(count);
-  for (size_t i = 0; i < count; ++i) {
+  for (size_t i = 0; i < count && row.top_ids[i] >= 0; ++i) {
     output.top_logprobs.push_back({row.top_ids[i], row.top_logprobs[i]});
   }
   return output;
@@ -230,11 +230,12 @@ void Scheduler::AppendToken(Sequence& sequence, const SampledRow& row) {
                        sequence.num_published_blocks);
   const SamplingParams& params = sequence.request->sampling();
   sequence.token_ids.push_back(row.token_id);
-  sequence.request->stream().Append(MakeOutput(row.token_id, row, params.logprobs));
+  TokenOutput output = MakeOutput(row.token_id, row, params.logprobs);
+  output.time = Clock::now();
+  sequence.request->stream().Append(std::move(output));
   if (std::ranges::find(params.stop_token_ids, row.token_id) != params.stop_token_ids.end()) {
     End(sequence, FinishReason::kStop, absl::OkStatus());
-  } else if (sequence.num_generated_tokens() >= params.max_tokens ||
-             sequence.num_tokens() >= config_.max_model_len) {
+  } else if (sequence.num_generated_tokens() >= params.max_tokens) {
     End(sequence, FinishReason::kLength, absl::OkStatus());
   }
 }

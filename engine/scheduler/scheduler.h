@@ -17,7 +17,6 @@ namespace shoal {
 struct SchedulerConfig {
   int32_t max_num_seqs = 0;            // sequences that run at once, >= 1
   int32_t max_num_batched_tokens = 0;  // tokens per step, >= 1
-  int32_t max_model_len = 0;           // tokens of one sequence, prompt and output
 };
 
 struct SchedulerStats {

@@ -13,7 +13,9 @@ namespace shoal {
 /// Threads, their working memory, and the instruction set.
 class Cpu {
  public:
-  Cpu(ThreadPool* pool, Isa isa) : pool(pool), isa(isa), workspaces_(pool->num_threads()) {}
+  Cpu(ThreadPool* pool, Isa isa, UsedBytes* used) : pool(pool), isa(isa) {
+    for (int i = 0; i < pool->num_threads(); ++i) workspaces_.emplace_back(used);
+  }
 
   /// At least `count` floats for one thread, uninitialised, valid until it asks again.
   float* Workspace(int thread, int64_t count) { return workspaces_[thread].Reserve(count); }

@@ -22,8 +22,9 @@ absl::StatusOr<Backend> MakeCpuBackend(const CpuBackendOptions& options) {
   const int64_t limit_bytes =
       options.memory_limit_bytes > 0 ? options.memory_limit_bytes : AvailableMemoryBytes();
   const auto pool = std::make_shared<ThreadPool>(num_threads);
-  return Backend{.device = std::make_unique<CpuDevice>(pool, limit_bytes),
-                 .ops = std::make_unique<CpuOps>(pool, BestIsa()),
+  const auto used = std::make_shared<UsedBytes>(0);
+  return Backend{.device = std::make_unique<CpuDevice>(pool, limit_bytes, used),
+                 .ops = std::make_unique<CpuOps>(pool, BestIsa(), used),
                  .communicator = std::make_unique<SingleRank>()};
 }
 

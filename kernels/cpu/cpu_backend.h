@@ -10,8 +10,8 @@ namespace shoal {
 
 struct CpuBackendOptions {
   int num_threads = 0;  // compute threads, the caller's included; 0: one per core we may use
-  int64_t memory_limit_bytes =
-      0;  // for Device::Allocate and Load*; 0: memory available at the start
+  int64_t memory_limit_bytes = 0;  // for tensors, less the ops' working memory; 0: memory available
+                                   // at the start
 };
 
 /// A single-rank backend. RESOURCE_EXHAUSTED or INVALID_ARGUMENT name the option at fault.

@@ -28,8 +28,9 @@ int64_t PageBytes(DType dtype, std::span<const int64_t> shape) {
 
 }  // namespace
 
-CpuDevice::CpuDevice(std::shared_ptr<ThreadPool> pool, int64_t memory_limit_bytes)
-    : pool_(std::move(pool)), memory_limit_bytes_(memory_limit_bytes) {}
+CpuDevice::CpuDevice(std::shared_ptr<ThreadPool> pool, int64_t memory_limit_bytes,
+                     std::shared_ptr<UsedBytes> used)
+    : pool_(std::move(pool)), memory_limit_bytes_(memory_limit_bytes), used_(std::move(used)) {}
 
 CpuDevice::~CpuDevice() {
   for (const Mapping& mapping : mappings_) munmap(mapping.data, mapping.bytes);
@@ -51,7 +52,7 @@ absl::StatusOr<Tensor> CpuDevice::Allocate(DType dtype, std::span<const int64_t>
   }
   if (bytes >= kHugePageBytes) madvise(data, bytes, MADV_HUGEPAGE);
   mappings_.push_back({data, bytes});
-  used_bytes_ += bytes;
+  *used_ += bytes;
   return Tensor(data, dtype, shape);
 }
 

@@ -1,9 +1,11 @@
 // CpuDevice: system memory as a Device.
 #pragma once
 
+#include <algorithm>
 #include <memory>
 #include <vector>
 
+#include "kernels/cpu/scratch.h"
 #include "kernels/cpu/thread_pool.h"
 #include "kernels/device.h"
 
@@ -14,12 +16,14 @@ namespace shoal {
 /// [num_experts, hidden_size, width]. Nothing is ever pending: copies are done when they return.
 class CpuDevice final : public Device {
  public:
-  CpuDevice(std::shared_ptr<ThreadPool> pool, int64_t memory_limit_bytes);
+  /// Others may add to `used`, too.
+  CpuDevice(std::shared_ptr<ThreadPool> pool, int64_t memory_limit_bytes,
+            std::shared_ptr<UsedBytes> used);
   ~CpuDevice() override;
 
   using Device::Allocate;
   absl::StatusOr<Tensor> Allocate(DType dtype, std::span<const int64_t> shape) override;
-  int64_t FreeBytes() const override { return memory_limit_bytes_ - used_bytes_; }
+  int64_t FreeBytes() const override { return std::max<int64_t>(memory_limit_bytes_ - *used_, 0); }
   absl::StatusOr<Tensor> LoadTensor(const Tensor& host, DType dtype) override;
   absl::StatusOr<Weight> LoadWeight(std::span<const Tensor> row_blocks, DType dtype) override;
   absl::StatusOr<FfnWeights> LoadFfn(std::span<const HostFfn> experts, DType dtype) override;
@@ -37,7 +41,7 @@ class CpuDevice final : public Device {
 
   const std::shared_ptr<ThreadPool> pool_;
   const int64_t memory_limit_bytes_;
-  int64_t used_bytes_ = 0;
+  const std::shared_ptr<UsedBytes> used_;
   std::vector<Mapping> mappings_;
 };
 

@@ -60,8 +60,15 @@ void CopyRows(ThreadPool& pool, const void* table, int64_t num_rows, const Tenso
 
 }  // namespace
 
-CpuOps::CpuOps(std::shared_ptr<ThreadPool> pool, Isa isa)
-    : pool_(std::move(pool)), cpu_(pool_.get(), isa), samplers_(pool_->num_threads()) {}
+CpuOps::CpuOps(std::shared_ptr<ThreadPool> pool, Isa isa, std::shared_ptr<UsedBytes> used)
+    : pool_(std::move(pool)),
+      used_(std::move(used)),
+      cpu_(pool_.get(), isa, used_.get()),
+      float_rows_(used_.get()),
+      router_logits_(used_.get()),
+      ffn_(used_.get()) {
+  for (int i = 0; i < pool_->num_threads(); ++i) samplers_.emplace_back(used_.get());
+}
 
 void CpuOps::Embed(const Tensor& token_ids, const Weight& table, const Tensor& out) {
   CheckShape("token_ids", token_ids, DType::kInt32, {-1});

@@ -17,8 +17,8 @@ namespace shoal {
 /// threads nor the other rows.
 class CpuOps final : public Ops {
  public:
-  /// `isa` must be one that this machine has.
-  CpuOps(std::shared_ptr<ThreadPool> pool, Isa isa);
+  /// `isa` must be one that this machine has. Working memory is added to `used`.
+  CpuOps(std::shared_ptr<ThreadPool> pool, Isa isa, std::shared_ptr<UsedBytes> used);
 
   void Embed(const Tensor& token_ids, const Weight& table, const Tensor& out) override;
   void AddRmsNorm(const Tensor& delta, const Tensor& residual, const Tensor& weight, float epsilon,
@@ -41,6 +41,7 @@ class CpuOps final : public Ops {
 
  private:
   const std::shared_ptr<ThreadPool> pool_;
+  const std::shared_ptr<UsedBytes> used_;
   Cpu cpu_;
   FloatRows float_rows_;
   Scratch<float> router_logits_;

@@ -12,6 +12,8 @@ namespace shoal {
 /// (expert, chunk of rows) units. The activation is float32 and rounded once to the storage type.
 class FfnRunner {
  public:
+  explicit FfnRunner(UsedBytes* used) : float_rows_(used), activation_values_(used) {}
+
   /// Ops::DenseFfn, shapes already checked.
   void RunDense(Cpu& cpu, const Tensor& x, const FfnWeights& weights, const Tensor& out);
 

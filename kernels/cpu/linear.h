@@ -14,6 +14,8 @@ namespace shoal {
 /// The rows of a matrix as float32, each by its address.
 class FloatRows {
  public:
+  explicit FloatRows(UsedBytes* used) : values_(used), rows_(used) {}
+
   /// Pointers to the rows of x [num_tokens, n], widened unless they are float32. Valid until the
   /// next call, and as long as x.
   const float* const* Widen(const Tensor& x, ThreadPool& pool);

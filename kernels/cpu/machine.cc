@@ -21,32 +21,33 @@ std::optional<int64_t> ReadNumber(const std::string& path) {
   return value;
 }
 
-/// Folder of this process's cgroup, v2 or the v1 hierarchy of `controller`. Inside a container the
-/// path is often the host's and does not exist; then the mount's root is ours.
-std::string CgroupFolder(const std::string& controller) {
-  std::ifstream file("/proc/self/cgroup");
-  for (std::string line; std::getline(file, line);) {
-    const size_t path = line.rfind(':');
-    const bool v2 = line.starts_with("0::");
-    if (path == std::string::npos || !(v2 || line.find(controller) < path)) continue;
-    const std::string root = v2 ? "/sys/fs/cgroup" : "/sys/fs/cgroup/" + controller;
-    const std::string folder = root + line.substr(path + 1);
-    return access((folder + "/cgroup.procs").c_str(), F_OK) == 0 ? folder : root;
-  }
-  return "/sys/fs/cgroup";
-}
+constexpr int64_t kNoLimit = std::numeric_limits<int64_t>::max();
 
-/// Cores' worth of time per period, rounded up; none without a quota.
-std::optional<int64_t> CpuQuota() {
-  const std::string folder = CgroupFolder("cpu");
+/// Cores' worth of time per period that one folder allows, rounded up.
+int64_t CpuQuota(const std::string& folder) {
   int64_t quota = 0, period = 0;
   std::ifstream v2(folder + "/cpu.max");
   if (!(v2 >> quota >> period)) {
     quota = ReadNumber(folder + "/cpu.cfs_quota_us").value_or(-1);
     period = ReadNumber(folder + "/cpu.cfs_period_us").value_or(0);
   }
-  if (quota <= 0 || period <= 0) return std::nullopt;
+  if (quota <= 0 || period <= 0) return kNoLimit;
   return (quota + period - 1) / period;
+}
+
+int64_t MemoryLimit(const std::string& folder) {
+  return std::min(ReadNumber(folder + "/memory.max").value_or(kNoLimit),
+                  ReadNumber(folder + "/memory.limit_in_bytes").value_or(kNoLimit));
+}
+
+/// The strictest limit on this process.
+int64_t CgroupLimit(const std::string& controller, int64_t (*limit_of)(const std::string& folder)) {
+  std::ifstream memberships("/proc/self/cgroup");
+  int64_t limit = kNoLimit;
+  for (const std::string& folder : CgroupFolders(memberships, controller)) {
+    limit = std::min(limit, limit_of(folder));
+  }
+  return limit;
 }
 
 int64_t MemAvailableBytes() {
@@ -66,16 +67,31 @@ int AvailableCores() {
   cpu_set_t mask;
   int64_t cores = sched_getaffinity(0, sizeof(mask), &mask) == 0 ? CPU_COUNT(&mask)
                                                                  : sysconf(_SC_NPROCESSORS_ONLN);
-  cores = std::min(cores, CpuQuota().value_or(cores));
+  cores = std::min(cores, CgroupLimit("cpu", CpuQuota));
   return static_cast<int>(std::max<int64_t>(cores, 1));
 }
 
 int64_t AvailableMemoryBytes() {
-  const std::string folder = CgroupFolder("memory");
-  constexpr int64_t kNone = std::numeric_limits<int64_t>::max();
-  const int64_t limit = std::min(ReadNumber(folder + "/memory.max").value_or(kNone),
-                                 ReadNumber(folder + "/memory.limit_in_bytes").value_or(kNone));
-  return std::min(MemAvailableBytes(), limit);
+  return std::min(MemAvailableBytes(), CgroupLimit("memory", MemoryLimit));
+}
+
+std::vector<std::string> CgroupFolders(std::istream& memberships, const std::string& controller) {
+  std::string root = "/sys/fs/cgroup", path;
+  // Lines are id:controllers:path, the controllers of v2 being none.
+  for (std::string line; std::getline(memberships, line);) {
+    std::istringstream fields(line);
+    std::string id, controllers, rest;
+    std::getline(std::getline(std::getline(fields, id, ':'), controllers, ':'), rest);
+    if (controllers.empty()) path = rest;
+    if (("," + controllers + ",").find("," + controller + ",") == std::string::npos) continue;
+    root += "/" + controller;
+    path = rest;
+    break;
+  }
+  std::vector<std::string> folders;
+  for (; path.size() > 1; path.resize(path.rfind('/'))) folders.push_back(root + path);
+  folders.push_back(root);
+  return folders;
 }
 
 }  // namespace shoal

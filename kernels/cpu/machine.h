@@ -2,6 +2,9 @@
 #pragma once
 
 #include <cstdint>
+#include <istream>
+#include <string>
+#include <vector>
 
 namespace shoal {
 
@@ -10,5 +13,10 @@ int AvailableCores();
 
 /// MemAvailable, or the cgroup's memory limit (v1 or v2) if that is less.
 int64_t AvailableMemoryBytes();
+
+/// The folders whose limits bind a process with these `memberships` (/proc/self/cgroup): its cgroup
+/// in v1's hierarchy of `controller`, else in v2's, then each of its parents up to the mount's
+/// root. Some need not exist: in a container the path is often the host's.
+std::vector<std::string> CgroupFolders(std::istream& memberships, const std::string& controller);
 
 }  // namespace shoal

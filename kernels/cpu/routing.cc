@@ -33,7 +33,7 @@ void RouteRow(float* logits, int64_t num_experts, bool renormalize, int64_t top_
     weights[k] = logits[ids[k]];
     sum += weights[k];
   }
-  if (!renormalize) return;
+  if (!renormalize || top_k == 1) return;
   for (int64_t k = 0; k < top_k; ++k) weights[k] /= sum + 1e-20f;
 }
 

@@ -10,6 +10,8 @@ namespace shoal {
 /// Chooses tokens row by row; see Ops::Sample. One thread at a time.
 class RowSampler {
  public:
+  explicit RowSampler(UsedBytes* used) : weights_(used), candidates_(used) {}
+
   SampledRow Sample(Isa isa, const float* logits, int64_t vocab, const SamplingRow& row);
 
  private:

@@ -17,7 +17,8 @@ void Pause() {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int num_threads) {
+// Delegates, so that the destructor ends those threads that did start.
+ThreadPool::ThreadPool(int num_threads) : ThreadPool() {
   SHOAL_CHECK(num_threads >= 1 && num_threads <= kMaxThreads, "{} threads", num_threads);
   threads_.reserve(num_threads - 1);
   for (int i = 1; i < num_threads; ++i) threads_.emplace_back([this, i] { Work(i); });

@@ -13,7 +13,8 @@ namespace shoal {
 /// ParallelFor is called by one thread, and not from inside a loop.
 class ThreadPool {
  public:
-  /// `num_threads` in [1, kMaxThreads], the caller's included: 1 starts none.
+  /// `num_threads` in [1, kMaxThreads], the caller's included: 1 starts none. Throws
+  /// std::system_error if the system refuses a thread.
   explicit ThreadPool(int num_threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -47,6 +48,7 @@ class ThreadPool {
     int64_t grain = 1;
   };
 
+  ThreadPool() = default;
   void RunLoop(const Loop& loop);
   void RunRanges(int thread);
   void Work(int thread);

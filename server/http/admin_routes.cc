@@ -10,12 +10,13 @@
 namespace shoal {
 namespace {
 
-/// A route that answers at once.
+/// A route that answers at once, until the end of the process.
 HttpRoute Simple(const std::string& path, bool is_public, std::function<HttpResponse()> respond) {
   return {"GET", path, is_public,
           [respond = std::move(respond)](HttpExchange& exchange) -> boost::asio::awaitable<void> {
             co_await exchange.Respond(respond());
-          }};
+          },
+          /*in_drain=*/true};
 }
 
 /// Status, phase and percent; 200 if `good`, else 503.

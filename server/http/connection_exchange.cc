@@ -3,7 +3,6 @@
 #include <fmt/chrono.h>
 #include <fmt/format.h>
 
-#include <atomic>
 #include <boost/asio/as_tuple.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/this_coro.hpp>
@@ -54,10 +53,11 @@ struct ConnectionExchange::Waker {
 };
 
 ConnectionExchange::ConnectionExchange(TimedSocket& socket, const HttpRequest& request,
-                                       const Options& options)
+                                       const Options& options, const std::atomic<bool>& draining)
     : socket_(socket),
       request_(request),
       options_(options),
+      draining_(draining),
       is_head_(request.method == "HEAD"),
       waker_(std::make_shared<Waker>(socket.executor())) {}
 
@@ -76,7 +76,8 @@ std::string ConnectionExchange::FormatHead(const HttpResponse& response,
   if (!HasNoBody(response.status))
     head += fmt::format("Content-Type: {}\r\n", response.content_type);
   for (const auto& [name, value] : response.headers) head += fmt::format("{}: {}\r\n", name, value);
-  head += options_.keep_alive ? "Connection: keep-alive\r\n\r\n" : "Connection: close\r\n\r\n";
+  const bool keep_alive = options_.keep_alive && !draining_;
+  head += keep_alive ? "Connection: keep-alive\r\n\r\n" : "Connection: close\r\n\r\n";
   return head;
 }
 
@@ -87,24 +88,25 @@ asio::awaitable<bool> ConnectionExchange::Send(std::string_view bytes) {
 
 asio::awaitable<void> ConnectionExchange::Respond(HttpResponse response) {
   SHOAL_CHECK(phase_ == Phase::kIdle, "a request is answered once");
-  phase_ = Phase::kEnded;
-  status_ = response.status;
   std::string framing;
   if (!HasNoBody(response.status)) {
     framing = fmt::format("Content-Length: {}\r\n", response.body.size());
   }
   std::string bytes = FormatHead(response, framing);
   if (!is_head_ && !HasNoBody(response.status)) bytes += response.body;
+  phase_ = Phase::kEnded;  // only now: if there is no response yet, another can be given
+  status_ = response.status;
   co_await Send(bytes);
 }
 
 asio::awaitable<bool> ConnectionExchange::BeginStream(HttpResponse head) {
   SHOAL_CHECK(phase_ == Phase::kIdle, "a request is answered once");
+  if (options_.is_http_1_0) options_.keep_alive = false;
+  const std::string bytes =
+      FormatHead(head, options_.is_http_1_0 ? "" : "Transfer-Encoding: chunked\r\n");
   phase_ = Phase::kStreaming;
   status_ = head.status;
-  if (options_.is_http_1_0) options_.keep_alive = false;
-  co_return co_await Send(
-      FormatHead(head, options_.is_http_1_0 ? "" : "Transfer-Encoding: chunked\r\n"));
+  co_return co_await Send(bytes);
 }
 
 asio::awaitable<bool> ConnectionExchange::Write(std::string_view bytes) {

@@ -1,6 +1,7 @@
 // ConnectionExchange: an HttpExchange on a TCP connection; frames the response.
 #pragma once
 
+#include <atomic>
 #include <boost/asio/steady_timer.hpp>
 #include <memory>
 #include <mutex>
@@ -20,8 +21,9 @@ class ConnectionExchange final : public HttpExchange {
     std::chrono::milliseconds write_timeout{30'000};
   };
 
-  /// `socket` and `request` outlive the exchange.
-  ConnectionExchange(TimedSocket& socket, const HttpRequest& request, const Options& options);
+  /// The references outlive the exchange. Once `draining`, the connection ends with the response.
+  ConnectionExchange(TimedSocket& socket, const HttpRequest& request, const Options& options,
+                     const std::atomic<bool>& draining);
   ~ConnectionExchange() override;
 
   const HttpRequest& request() const override { return request_; }
@@ -31,6 +33,7 @@ class ConnectionExchange final : public HttpExchange {
   boost::asio::awaitable<void> EndStream() override;
   std::function<void()> wake() override;
   boost::asio::awaitable<Woken> Wait(std::chrono::milliseconds timeout) override;
+  void NoteError(std::string_view error) override { error_ = error; }
 
   /// Reads ahead into `inbox` until cancelled, to see the client go.
   boost::asio::awaitable<void> WatchClient(std::string& inbox, size_t max_bytes);
@@ -39,9 +42,10 @@ class ConnectionExchange final : public HttpExchange {
 
   /// Status sent; 499 if the client left before.
   int status() const { return status_; }
+  const std::string& error() const { return error_; }
   bool begun() const { return phase_ != Phase::kIdle; }
   bool keep_alive() const {
-    return phase_ == Phase::kEnded && !client_gone_ && options_.keep_alive;
+    return phase_ == Phase::kEnded && !client_gone_ && options_.keep_alive && !draining_;
   }
 
  private:
@@ -54,10 +58,12 @@ class ConnectionExchange final : public HttpExchange {
   TimedSocket& socket_;
   const HttpRequest& request_;
   Options options_;
+  const std::atomic<bool>& draining_;
   const bool is_head_;
   Phase phase_ = Phase::kIdle;
   bool client_gone_ = false;
   int status_ = 499;
+  std::string error_;
   std::shared_ptr<Waker> waker_;
 };
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <boost/asio/experimental/awaitable_operators.hpp>
+#include <exception>
 #include <optional>
 
 #include "server/http/connection_exchange.h"
@@ -47,10 +48,21 @@ bool HasKey(const std::vector<std::string>& keys, const HttpRequestParser& parse
   const std::string_view header = parser.Header("x-api-key");
   bool found = keys.empty();
   for (const std::string& key : keys) {
+    if (key.empty()) continue;  // whoever sends no key would have it
     found |= EqualInConstantTime(key, bearer);
     found |= EqualInConstantTime(key, header);
   }
   return found;
+}
+
+std::string Describe(const std::exception_ptr& failure) {
+  try {
+    std::rethrow_exception(failure);
+  } catch (const std::exception& exception) {
+    return exception.what();
+  } catch (...) {
+    return "an exception of an unknown type";
+  }
 }
 
 HttpResponse ErrorResponse(int status, std::string_view message) {
@@ -81,10 +93,11 @@ class HttpConnection {
   /// Finds the route; or says why the request is refused, by its head alone.
   std::optional<HttpResponse> Admit(const HttpRequestParser& parser, const HttpRequest& request,
                                     const HttpRouter& router, const HttpRoute*& route) const;
+  /// Never throws: the watch of the client, which runs beside it, would then have no end.
   asio::awaitable<void> RunHandler(const HttpRoute& route, ConnectionExchange& exchange);
   /// Answers without a handler.
   asio::awaitable<bool> Refuse(HttpRequestParser& parser, HttpResponse response, bool keep_alive);
-  void Observe(const HttpRequest& request, std::string_view route, int status) const;
+  void Observe(const ConnectionExchange& exchange, std::string_view route) const;
 
   HttpServerState& state_;
   const HttpServerConfig& config_;
@@ -120,11 +133,12 @@ asio::awaitable<bool> HttpConnection::ServeRequest(std::chrono::milliseconds fir
   if (error) co_return co_await Refuse(parser, ErrorResponse(error->status, error->message), false);
 
   ConnectionExchange exchange(socket_, request,
-                              {.keep_alive = parser.keep_alive() && !state_.draining,
+                              {.keep_alive = parser.keep_alive(),
                                .is_http_1_0 = parser.is_http_1_0(),
-                               .write_timeout = config_.write_timeout});
+                               .write_timeout = config_.write_timeout},
+                              state_.draining);
   co_await (RunHandler(*route, exchange) || exchange.WatchClient(inbox_, kReadAheadBytes));
-  Observe(request, route->path, exchange.status());
+  Observe(exchange, route->path);
   co_return exchange.keep_alive();
 }
 
@@ -170,7 +184,8 @@ std::optional<HttpResponse> HttpConnection::Admit(const HttpRequestParser& parse
     response.headers.emplace_back("WWW-Authenticate", "Bearer");
     return response;
   }
-  if (!is_public && state_.draining) {
+  const bool in_drain = is_public || (route != nullptr && route->in_drain);
+  if (!in_drain && state_.draining) {
     HttpResponse response = ErrorResponse(503, "the server is shutting down");
     response.headers.emplace_back("Retry-After", "5");
     return response;
@@ -193,31 +208,41 @@ std::optional<HttpResponse> HttpConnection::Admit(const HttpRequestParser& parse
 
 asio::awaitable<void> HttpConnection::RunHandler(const HttpRoute& route,
                                                  ConnectionExchange& exchange) {
+  std::exception_ptr failure;
   try {
     co_await route.handler(exchange);
   } catch (...) {  // costs its own request only
+    failure = std::current_exception();
   }
-  if (exchange.begun()) co_return;  // an open stream is then cut, which clients can tell
-  HttpResponse response = ErrorResponse(500, "internal error");
-  response.headers.emplace_back("x-should-retry", "false");
-  co_await exchange.Respond(std::move(response));
+  if (!failure && exchange.begun()) co_return;  // an open stream is cut, which clients can tell
+  try {
+    exchange.NoteError(failure ? Describe(failure) : "the handler gave no response");
+    if (!exchange.begun()) {
+      HttpResponse response = ErrorResponse(500, "internal error");
+      response.headers.emplace_back("x-should-retry", "false");
+      co_await exchange.Respond(std::move(response));
+      co_return;
+    }
+  } catch (...) {  // the end of the connection has to be answer enough
+  }
+  exchange.DropKeepAlive();
 }
 
 asio::awaitable<bool> HttpConnection::Refuse(HttpRequestParser& parser, HttpResponse response,
                                              bool keep_alive) {
-  ConnectionExchange exchange(socket_, parser.request(),
-                              {.keep_alive = keep_alive && !state_.draining,
-                               .is_http_1_0 = false,
-                               .write_timeout = config_.write_timeout});
+  ConnectionExchange exchange(
+      socket_, parser.request(),
+      {.keep_alive = keep_alive, .is_http_1_0 = false, .write_timeout = config_.write_timeout},
+      state_.draining);
   co_await exchange.Respond(std::move(response));
-  Observe(parser.request(), "", exchange.status());
+  Observe(exchange, "");
   co_return exchange.keep_alive();
 }
 
-void HttpConnection::Observe(const HttpRequest& request, std::string_view route, int status) const {
+void HttpConnection::Observe(const ConnectionExchange& exchange, std::string_view route) const {
   if (!state_.observer) return;
   const std::chrono::duration<double> elapsed = Clock::now() - begin_;
-  state_.observer(request, route, status, elapsed.count());
+  state_.observer(exchange.request(), route, exchange.status(), elapsed.count(), exchange.error());
 }
 
 }  // namespace
@@ -258,7 +283,8 @@ asio::awaitable<void> RefuseConnection(asio::ip::tcp::socket socket, HttpServerS
   InFlightCounter::Scope scope(state.connections);
   TimedSocket timed(std::move(socket));
   const HttpRequest unread;
-  ConnectionExchange exchange(timed, unread, {.keep_alive = false, .is_http_1_0 = false});
+  ConnectionExchange exchange(timed, unread, {.keep_alive = false, .is_http_1_0 = false},
+                              state.draining);
   HttpResponse response = ErrorResponse(503, "too many connections");
   response.headers.emplace_back("Retry-After", "1");
   co_await exchange.Respond(std::move(response));

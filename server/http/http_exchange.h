@@ -47,6 +47,9 @@ class HttpExchange {
   virtual std::function<void()> wake() = 0;
   /// Sleeps until woken, until the client closes the connection, or for `timeout`.
   virtual boost::asio::awaitable<Woken> Wait(std::chrono::milliseconds timeout) = 0;
+
+  /// Says why the server failed to answer as asked: for the log, clients are not told.
+  virtual void NoteError(std::string_view error) = 0;
 };
 
 using HttpHandler = std::function<boost::asio::awaitable<void>(HttpExchange&)>;
@@ -57,6 +60,7 @@ struct HttpRoute {
   std::string path;
   bool is_public = false;  // answered without an API key: probes only
   HttpHandler handler;
+  bool in_drain = false;  // answered while the server drains; public ones always are
 };
 
 }  // namespace shoal

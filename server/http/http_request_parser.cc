@@ -14,12 +14,15 @@ namespace http = boost::beast::http;
 
 constexpr size_t kMaxRequestLineBytes = 8 << 10;
 constexpr int kMaxFields = 64;
+constexpr int kMaxEmptyLines = 4;  // before a request; RFC 9112 section 2.2 asks for one
 constexpr size_t kMaxRequestIdBytes = 128;
 // The shortest end of a chunked body, "0" and two line ends. Beast's parser asserts that it sees no
 // less.
 constexpr size_t kMinChunkedBytes = 5;
 // What may stay unparsed inside a body: one chunk header or the trailers.
 constexpr size_t kMaxChunkHeaderBytes = 4 << 10;
+// A body in chunks of one byte is six times as long as what it says; more is padding.
+constexpr int64_t kMaxChunkOverhead = 8;
 
 std::string RandomRequestId() {
   thread_local std::mt19937_64 generator{std::random_device{}()};
@@ -77,6 +80,17 @@ HttpRequestParser::~HttpRequestParser() = default;
 
 bool HttpRequestParser::done() const { return head_done_ && impl_->parser.is_done(); }
 
+std::optional<HttpParseError> HttpRequestParser::SkipEmptyLines(std::string& bytes) {
+  size_t size = 0;
+  for (; num_empty_lines_ <= kMaxEmptyLines && bytes.compare(size, 2, "\r\n") == 0; size += 2) {
+    ++num_empty_lines_;
+  }
+  bytes.erase(0, size);
+  if (num_empty_lines_ <= kMaxEmptyLines) return std::nullopt;
+  return HttpParseError{400,
+                        fmt::format("more than {} empty lines before a request", kMaxEmptyLines)};
+}
+
 std::optional<HttpParseError> HttpRequestParser::CheckRawHead(std::string_view head) {
   // The last byte waits for its successor.
   for (; num_checked_ + 1 < head.size(); ++num_checked_) {
@@ -102,7 +116,9 @@ std::optional<HttpParseError> HttpRequestParser::CheckRawHead(std::string_view h
 }
 
 std::optional<HttpParseError> HttpRequestParser::ParseHead(std::string& bytes) {
-  while (num_checked_ == 0 && bytes.starts_with("\r\n")) bytes.erase(0, 2);
+  if (num_checked_ == 0) {
+    if (auto error = SkipEmptyLines(bytes)) return error;
+  }
   const size_t end = bytes.find("\r\n\r\n");
   const size_t size = end == std::string::npos ? bytes.size() : end + 4;
   if (auto error = CheckRawHead(std::string_view(bytes).substr(0, size))) return error;
@@ -167,7 +183,13 @@ std::optional<HttpParseError> HttpRequestParser::ParseBody(std::string& bytes) {
   boost::system::error_code code;
   const bool is_enough = bytes.size() >= (parser.chunked() ? kMinChunkedBytes : 1);
   if (!parser.is_done() && is_enough) {
-    bytes.erase(0, parser.put(boost::asio::buffer(bytes), code));
+    const size_t size = parser.put(boost::asio::buffer(bytes), code);
+    num_body_bytes_ += static_cast<int64_t>(size);
+    bytes.erase(0, size);
+  }
+  const int64_t max_bytes = kMaxChunkOverhead * max_body_bytes_ + kMaxChunkHeaderBytes;
+  if (parser.chunked() && num_body_bytes_ > max_bytes) {
+    return HttpParseError{413, fmt::format("chunked request body exceeds {} bytes", max_bytes)};
   }
   if (code == http::error::body_limit) {
     return HttpParseError{413, fmt::format("request body exceeds {} bytes", max_body_bytes_)};

@@ -49,6 +49,7 @@ class HttpRequestParser {
  private:
   struct Impl;
 
+  std::optional<HttpParseError> SkipEmptyLines(std::string& bytes);
   std::optional<HttpParseError> CheckRawHead(std::string_view head);
   std::optional<HttpParseError> CheckFields() const;
   std::optional<HttpParseError> TakeTarget();
@@ -56,7 +57,9 @@ class HttpRequestParser {
   const int64_t max_header_bytes_;
   const int64_t max_body_bytes_;
   std::unique_ptr<Impl> impl_;
-  size_t num_checked_ = 0;  // bytes of an incomplete head that CheckRawHead has seen
+  int num_empty_lines_ = 0;     // before the head
+  size_t num_checked_ = 0;      // bytes of an incomplete head that CheckRawHead has seen
+  int64_t num_body_bytes_ = 0;  // as sent, with the framing of chunks
   bool head_done_ = false;
   HttpRequest request_;
 };

@@ -74,21 +74,28 @@ class AsioHttpServer final : public HttpServer {
  private:
   asio::awaitable<void> Accept(tcp::acceptor acceptor) {
     while (true) {
-      auto [error, socket] = co_await acceptor.async_accept(asio::make_strand(*io_), kAwait);
-      if (error) {  // out of file descriptors, mostly: others will be closed
-        asio::steady_timer pause(*io_, std::chrono::milliseconds(50));
-        co_await pause.async_wait(kAwait);
-        continue;
+      try {
+        co_await AcceptOne(acceptor);
+      } catch (...) {  // out of memory: costs this connection, not those to come
       }
-      const int above_limit = state_.connections.count() - state_.config.max_connections;
-      if (above_limit >= kMaxRefusals) continue;  // closes it
-      const auto strand = socket.get_executor();
-      tcp::socket client(std::move(socket));
-      asio::co_spawn(strand,
-                     above_limit >= 0 ? RefuseConnection(std::move(client), state_)
-                                      : ServeConnection(std::move(client), state_),
-                     asio::detached);
     }
+  }
+
+  asio::awaitable<void> AcceptOne(tcp::acceptor& acceptor) {
+    auto [error, socket] = co_await acceptor.async_accept(asio::make_strand(*io_), kAwait);
+    if (error) {  // out of file descriptors, mostly: others will be closed
+      asio::steady_timer pause(*io_, std::chrono::milliseconds(50));
+      co_await pause.async_wait(kAwait);
+      co_return;
+    }
+    const int above_limit = state_.connections.count() - state_.config.max_connections;
+    if (above_limit >= kMaxRefusals) co_return;  // closes it
+    const auto strand = socket.get_executor();
+    tcp::socket client(std::move(socket));
+    asio::co_spawn(strand,
+                   above_limit >= 0 ? RefuseConnection(std::move(client), state_)
+                                    : ServeConnection(std::move(client), state_),
+                   asio::detached);
   }
 
   HttpServerState state_;

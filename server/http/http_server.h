@@ -28,9 +28,10 @@ struct HttpServerConfig {
 };
 
 /// Called after each request, for metrics and the log: route path (empty: refused before a route),
-/// status (499: the client left before a response), seconds. Thread: any I/O thread.
+/// status (499: the client left before a response), seconds, what the server failed at (empty:
+/// nothing). Thread: any I/O thread.
 using HttpObserver = std::function<void(const HttpRequest& request, std::string_view route,
-                                        int status, double seconds)>;
+                                        int status, double seconds, std::string_view error)>;
 
 /// Listens from Start() to Stop(). Thread: any.
 class HttpServer {
@@ -45,8 +46,8 @@ class HttpServer {
   virtual int port() const = 0;
   /// Replaces the route table for requests that begin from now on.
   virtual void SetRoutes(std::vector<HttpRoute> routes) = 0;
-  /// Answers new requests with 503, but for public routes, and closes connections as their
-  /// responses end.
+  /// Answers new requests with 503, but for routes that are public or `in_drain`, and closes
+  /// connections as their responses end.
   virtual void BeginDrain() = 0;
   /// Waits until no request is under way. False: some were at `deadline`.
   virtual bool WaitUntilIdle(std::chrono::steady_clock::time_point deadline) = 0;

@@ -11,7 +11,9 @@
 namespace shoal {
 
 inline constexpr int kMaxJsonDepth = 64;
-inline constexpr int64_t kMaxJsonNodes = 200'000;  // values
+// Values. Evaluations send 64 prompts of 4096 ids and more in one body; without a tree, a value
+// costs time only.
+inline constexpr int64_t kMaxJsonNodes = 1'000'000;
 
 /// One value; an array or object is its beginning, followed by what is in it and by a kEnd.
 struct JsonEvent {

@@ -146,6 +146,7 @@ absl::StatusOr<OpenAiRequest> ParseChatRequest(std::string_view body) {
   }
   RETURN_IF_ERROR(tools.Check());
   if (logprobs) call.logprobs = top_logprobs.value_or(0);
+  request.has_max_completion_tokens = max_completion_tokens.has_value();
   if (max_completion_tokens) call.max_tokens = max_completion_tokens;
   return request;
 }
@@ -178,15 +179,19 @@ absl::StatusOr<OpenAiRequest> ParseCompletionRequest(std::string_view body) {
 
 absl::StatusOr<TokenizeRequest> ParseTokenizeRequest(std::string_view body) {
   TokenizeRequest request;
-  std::vector<GenerateCall::Prompt> prompts;
+  std::vector<GenerateCall::Prompt> prompts, conversations;
   RequestFields fields;
   fields.Add("model", StringField(&request.model));
   fields.Add("prompt", PromptsField(&prompts));
-  fields.Add("messages", MessagesField(&prompts));
+  fields.Add("messages", MessagesField(&conversations));
   fields.Add("add_special_tokens", BoolField(&request.add_special_tokens));
   fields.Add("add_generation_prompt", BoolField(&request.add_generation_prompt));
   fields.Add("return_token_strs", BoolField(&request.return_token_strs));
   RETURN_IF_ERROR(fields.Read(body));
+  if (!prompts.empty() && !conversations.empty()) {
+    return FieldError("messages", "messages must not be given together with prompt");
+  }
+  if (prompts.empty()) prompts = std::move(conversations);
   if (prompts.size() != 1) {
     return FieldError("prompt", fmt::format("one prompt, or messages, must be given, but there are "
                                             "{} prompts",

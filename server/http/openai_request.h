@@ -14,7 +14,8 @@ struct OpenAiRequest {
   bool is_chat = false;
   std::string model;  // empty: not given
   std::vector<GenerateCall::Prompt> prompts;
-  GenerateCall call;  // all but request_id and prompt
+  GenerateCall call;                       // all but request_id and prompt
+  bool has_max_completion_tokens = false;  // call.max_tokens is from this field
   bool stream = false;
   bool include_usage = false;           // stream ends with a usage chunk
   bool continuous_usage_stats = false;  // and every chunk has the usage so far

@@ -38,6 +38,16 @@ HttpResponse ErrorResponse(const absl::Status& status) {
   return response;
 }
 
+/// What the client is not told of goes to the log.
+void NoteInternal(HttpExchange& exchange, const absl::Status& status) {
+  if (HttpStatusOf(status) == 500) exchange.NoteError(std::string(status.message()));
+}
+
+awaitable<void> RespondError(HttpExchange& exchange, absl::Status status) {
+  NoteInternal(exchange, status);
+  co_await exchange.Respond(ErrorResponse(status));
+}
+
 HttpResponse EventStreamHead() {
   HttpResponse head;
   head.content_type = "text/event-stream; charset=utf-8";
@@ -109,7 +119,7 @@ awaitable<void> RespondWhole(HttpExchange& exchange, PromptBatch& batch, OpenAiR
   while (true) {
     for (GenerationDelta& delta : batch.Poll()) {
       if (!delta.status.ok()) {
-        co_await exchange.Respond(ErrorResponse(delta.status));
+        co_await RespondError(exchange, delta.status);
         co_return;
       }
       response.Append(std::move(delta));
@@ -122,9 +132,11 @@ awaitable<void> RespondWhole(HttpExchange& exchange, PromptBatch& batch, OpenAiR
 }
 
 /// The events for what the batch has new. False: that was an error, and the end.
-bool PollEvents(PromptBatch& batch, OpenAiResponse& response, std::string* events) {
+bool PollEvents(HttpExchange& exchange, PromptBatch& batch, OpenAiResponse& response,
+                std::string* events) {
   for (const GenerationDelta& delta : batch.Poll()) {
     if (!delta.status.ok()) {
+      NoteInternal(exchange, delta.status);
       AppendEvent(events, OpenAiErrorBody(HttpStatusOf(delta.status), PublicMessage(delta.status),
                                           FieldOf(delta.status)));
       return false;
@@ -143,7 +155,7 @@ awaitable<void> RespondStream(HttpExchange& exchange, PromptBatch& batch, OpenAi
   auto next_ping = Clock::now() + kPingInterval;
   while (is_open) {
     std::string events;
-    const bool is_good = PollEvents(batch, response, &events);
+    const bool is_good = PollEvents(exchange, batch, response, &events);
     const bool is_last = !is_good || batch.done();
     if (is_last) {
       if (is_good && include_usage) AppendEvent(&events, response.UsageChunk(batch.usage()));
@@ -163,6 +175,15 @@ awaitable<void> RespondStream(HttpExchange& exchange, PromptBatch& batch, OpenAi
   if (is_open) co_await exchange.EndStream();
 }
 
+/// The service knows max_tokens only; the client has sent max_completion_tokens.
+absl::Status UnderNewName(const absl::Status& status) {
+  constexpr std::string_view kOld = "max_tokens", kNew = "max_completion_tokens";
+  std::string message(status.message());
+  const size_t at = message.find(kOld);
+  if (at != message.npos) message.replace(at, kOld.size(), kNew);
+  return FieldError(kNew, message, status.code());
+}
+
 class OpenAiApi {
  public:
   OpenAiApi(GenerationService* service, const OpenAiOptions& options)
@@ -177,7 +198,9 @@ class OpenAiApi {
     PromptBatch batch;
     if (status.ok()) status = batch.Start(service_, *request, id, exchange.wake());
     if (!status.ok()) {
-      co_await exchange.Respond(ErrorResponse(status));
+      const bool is_new_name = request.ok() && request->has_max_completion_tokens;
+      if (is_new_name && FieldOf(status) == "max_tokens") status = UnderNewName(status);
+      co_await RespondError(exchange, status);
       co_return;
     }
     const std::string& model =
@@ -251,8 +274,8 @@ HttpHandler BodyHandler(Api api,
                         absl::StatusOr<std::string> (OpenAiApi::*body)(const HttpRequest&) const) {
   return [api, body](HttpExchange& exchange) {
     absl::StatusOr<std::string> result = (*api.*body)(exchange.request());
-    return exchange.Respond(result.ok() ? JsonResponse(*std::move(result))
-                                        : ErrorResponse(result.status()));
+    return result.ok() ? exchange.Respond(JsonResponse(*std::move(result)))
+                       : RespondError(exchange, result.status());
   };
 }
 

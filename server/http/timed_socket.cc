@@ -4,6 +4,7 @@
 #include <boost/asio/as_tuple.hpp>
 #include <boost/asio/buffer.hpp>
 #include <boost/asio/experimental/awaitable_operators.hpp>
+#include <boost/asio/post.hpp>
 #include <boost/asio/use_awaitable.hpp>
 
 namespace shoal {
@@ -48,12 +49,17 @@ TimedSocket::Progress TimedSocket::ReadAvailable(std::string& bytes) {
 
 asio::awaitable<TimedSocket::ReadResult> TimedSocket::Read(std::string& bytes,
                                                            Clock::time_point deadline) {
-  while (true) {
+  while (Clock::now() < deadline) {
     const Progress progress = ReadAvailable(bytes);
-    if (progress == Progress::kSome) co_return ReadResult::kData;
     if (progress == Progress::kClosed) co_return ReadResult::kClosed;
-    if (!co_await WaitReady(tcp::socket::wait_read, deadline)) co_return ReadResult::kTimeout;
+    if (progress == Progress::kSome) {
+      // A peer that sends faster than we parse would otherwise keep this thread for itself.
+      co_await asio::post(socket_.get_executor(), asio::use_awaitable);
+      co_return ReadResult::kData;
+    }
+    if (!co_await WaitReady(tcp::socket::wait_read, deadline)) break;
   }
+  co_return ReadResult::kTimeout;
 }
 
 asio::awaitable<bool> TimedSocket::Write(std::string_view bytes,
@@ -90,9 +96,7 @@ asio::awaitable<void> TimedSocket::Close(std::chrono::milliseconds timeout) {
   error_code ignored;
   socket_.shutdown(tcp::socket::shutdown_send, ignored);
   std::string dropped;
-  while (co_await Read(dropped, deadline) == ReadResult::kData && Clock::now() < deadline) {
-    dropped.clear();
-  }
+  while (co_await Read(dropped, deadline) == ReadResult::kData) dropped.clear();
   socket_.close(ignored);
 }
 

@@ -20,7 +20,8 @@ class TimedSocket {
 
   boost::asio::any_io_executor executor() { return socket_.get_executor(); }
 
-  /// Appends what has come to `bytes`; waits for at least one byte until `deadline`.
+  /// Appends what has come to `bytes`; waits for at least one byte until `deadline`. Lets other
+  /// connections go on each time, even if the bytes are there already.
   boost::asio::awaitable<ReadResult> Read(std::string& bytes, Clock::time_point deadline);
 
   /// Sends everything. False: the peer is gone, or took nothing for `stall_timeout`.

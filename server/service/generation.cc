@@ -51,7 +51,7 @@ struct Generation::Choice {
   bool needs_prompt;      // the echoed prompt is still to come
   size_t num_tokens = 0;  // generated tokens taken from the stream
   bool done = false;
-  Clock::time_point last_token;  // when it was seen here
+  Clock::time_point last_token;  // when the engine appended it
 };
 
 Generation::Generation(Options options, std::function<void()> wake)
@@ -138,9 +138,10 @@ void Generation::PushPrompt(Choice& choice) {
 
 void Generation::PushOutput(Choice& choice, std::span<const TokenOutput> tokens) {
   const SamplingParams& sampling = choice.request->sampling();
-  const size_t first = choice.num_tokens;
   while (choice.num_tokens < tokens.size() && choice.text.stop() == nullptr) {
-    const TokenOutput& output = tokens[choice.num_tokens++];
+    const TokenOutput& output = tokens[choice.num_tokens];
+    ReportToken(choice, output);
+    ++choice.num_tokens;
     GenerationDelta::Token token;
     token.token_id = output.token_id;
     token.bytes = options_.tokenizer->TokenBytes(output.token_id);
@@ -152,21 +153,17 @@ void Generation::PushOutput(Choice& choice, std::span<const TokenOutput> tokens)
                                            ? TextAssembler::Part::kStopToken
                                            : TextAssembler::Part::kOutput);
   }
-  if (choice.num_tokens == first) return;
+}
 
-  const Clock::time_point now = Clock::now();
-  if (first == 0) {
-    choice.last_token = now;
-    if (options_.observer != nullptr) {
-      options_.observer->OnFirstToken(Seconds(now - choice.request->arrival()));
-    }
+/// `token` is a new one; its time is that of the engine, not of the client who reads late.
+void Generation::ReportToken(Choice& choice, const TokenOutput& token) {
+  if (options_.observer == nullptr) return;
+  if (choice.num_tokens == 0) {
+    options_.observer->OnFirstToken(Seconds(token.time - choice.request->arrival()));
+  } else {
+    options_.observer->OnNextToken(Seconds(token.time - choice.last_token));
   }
-  const size_t num_next = choice.num_tokens - std::max<size_t>(first, 1);
-  for (size_t i = 0; i < num_next && options_.observer != nullptr; ++i) {
-    options_.observer->OnNextToken(Seconds(now - choice.last_token) /
-                                   static_cast<double>(num_next));
-  }
-  choice.last_token = now;
+  choice.last_token = token.time;
 }
 
 void Generation::End(Choice& choice, const FinishInfo& finish, GenerationDelta* delta) {

@@ -88,6 +88,7 @@ class Generation {
   void Advance(Choice& choice, std::vector<GenerationDelta>* deltas);
   void PushPrompt(Choice& choice);
   void PushOutput(Choice& choice, std::span<const TokenOutput> tokens);
+  void ReportToken(Choice& choice, const TokenOutput& token);
   void End(Choice& choice, const FinishInfo& finish, GenerationDelta* delta);
   void Report(const Choice& choice, FinishReason reason, const FinishInfo* finish);
 

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <limits>
 #include <random>
 #include <thread>
 
@@ -44,41 +45,36 @@ class Call {
  public:
   Call(Tokens prompt, SamplingParams sampling)
       : request_(std::make_shared<Request>("r", std::move(prompt), std::move(sampling))) {
-    request_->stream().SetWake([this] {
-      num_tokens_ = request_->stream().tokens().size();
-      num_tokens_.notify_all();
-      if (num_tokens_ == hold_at_) holding_.wait(true);
-      ended_ = request_->stream().finish() != nullptr;
-      ended_.notify_all();
+    TokenStream& stream = request_->stream();  // calls back, so it is there
+    stream.SetWake([&stream, signals = signals_] {
+      signals->num_tokens = stream.tokens().size();
+      signals->num_tokens.notify_all();
+      if (signals->num_tokens == signals->hold_at) signals->holding.wait(true);
+      signals->ended = stream.finish() != nullptr;
+      signals->ended.notify_all();
     });
   }
-  // The engine calls back until the stream has ended.
-  ~Call() {
-    if (submitted_) ended_.wait(false);
-  }
 
-  absl::Status Submit(Engine& engine) {
-    const absl::Status status = engine.Submit(request_);
-    submitted_ = submitted_ || status.ok();
-    return status;
-  }
-  void WaitForToken() { num_tokens_.wait(0); }
+  absl::Status Submit(Engine& engine) { return engine.Submit(request_); }
+  void WaitForToken() { signals_->num_tokens.wait(0); }
 
-  /// From the second token on the engine thread stands still, until Release().
-  void HoldEngine() {
-    holding_ = true;
-    hold_at_ = 2;
+  /// From that token on the engine thread stands still, until Release().
+  void HoldEngineAt(size_t num_tokens) {
+    signals_->holding = true;
+    signals_->hold_at = num_tokens;
   }
   void WaitForHold() {
-    for (size_t n = 0; n < 2; n = num_tokens_) num_tokens_.wait(n);
+    for (size_t n = 0; n < signals_->hold_at; n = signals_->num_tokens) {
+      signals_->num_tokens.wait(n);
+    }
   }
   void Release() {
-    holding_ = false;
-    holding_.notify_all();
+    signals_->holding = false;
+    signals_->holding.notify_all();
   }
 
   const FinishInfo& Wait() {
-    ended_.wait(false);
+    signals_->ended.wait(false);
     return *request_->stream().finish();
   }
   Request& request() { return *request_; }
@@ -90,12 +86,16 @@ class Call {
   }
 
  private:
+  /// Shared with the engine's thread, which may still be notifying when the call has gone.
+  struct Signals {
+    std::atomic<size_t> num_tokens = 0;
+    std::atomic<bool> ended = false;
+    std::atomic<bool> holding = false;
+    size_t hold_at = 0;
+  };
+
   const std::shared_ptr<Request> request_;
-  std::atomic<size_t> num_tokens_ = 0;
-  std::atomic<bool> ended_ = false;
-  std::atomic<bool> holding_ = false;
-  size_t hold_at_ = 0;
-  bool submitted_ = false;
+  const std::shared_ptr<Signals> signals_ = std::make_shared<Signals>();
 };
 
 /// All that a client sees of a completion.
@@ -103,12 +103,17 @@ struct Completion {
   Tokens tokens;
   std::vector<float> logprobs;
   std::vector<float> top_logprobs;
+  std::vector<float> prompt_logprobs;
 
   bool operator==(const Completion&) const = default;
 };
 
 Completion CompletionOf(Call& call) {
-  Completion completion = {call.tokens(), {}, {}};
+  Completion completion;
+  completion.tokens = call.tokens();
+  for (const TokenOutput& output : call.request().stream().prompt()) {
+    completion.prompt_logprobs.push_back(output.logprob);
+  }
   for (const TokenOutput& output : call.request().stream().tokens()) {
     completion.logprobs.push_back(output.logprob);
     for (const TokenLogprob& top : output.top_logprobs)
@@ -151,15 +156,18 @@ TEST(Engine, EqualSeedsGiveEqualTokens) {
   EXPECT_NE(first, Generate(*engine, Prompt(10), two));
 }
 
-/// Sixteen requests of mixed lengths and ways to sample; some share a prefix.
+/// Requests of mixed lengths and ways to sample; some share a prefix, and some are longer than
+/// several steps of attention over 64 keys.
 struct Workload {
   std::vector<Tokens> prompts;
   std::vector<SamplingParams> sampling;
 
   Workload() {
     std::mt19937 random(7);
-    for (int i = 0; i < 16; ++i) {
-      Tokens prompt = Prompt(1 + static_cast<int32_t>(random() % 60), i % 3);
+    for (int i = 0; i < 20; ++i) {
+      const bool is_long = i % 5 == 4;
+      const auto size = static_cast<int32_t>(is_long ? 130 + random() % 30 : 1 + random() % 60);
+      Tokens prompt = Prompt(size, i % 3);
       prompt.back() = static_cast<int32_t>(random() % 200);
       prompts.push_back(prompt);
       sampling.push_back({.temperature = static_cast<float>(random() % 3) * 0.6f,
@@ -167,8 +175,9 @@ struct Workload {
                           .top_p = i % 5 == 2 ? 0.8f : 1.0f,
                           .min_p = i % 5 == 3 ? 0.05f : 0.0f,
                           .seed = random(),
-                          .max_tokens = 1 + static_cast<int32_t>(random() % 24),
-                          .logprobs = i % 4});
+                          .max_tokens = 1 + static_cast<int32_t>(random() % 40),
+                          .logprobs = i % 4,
+                          .prompt_logprobs = i == 9 ? 2 : -1});
     }
   }
 
@@ -218,8 +227,8 @@ TEST_P(EngineInvariance, RequestsGetTogetherWhatTheyGetAlone) {
   config.enable_prefix_caching = variant.enable_prefix_caching;
   config.threads = variant.threads;
   if (variant.small_cache) {
-    config.max_model_len = 128;
-    config.kv_cache_memory_bytes = 144 * kBytesPerToken;
+    config.max_model_len = 200;
+    config.kv_cache_memory_bytes = 200 * kBytesPerToken;
   }
   const auto engine = MakeEngine(config);
   for (int round = 0; round < 2; ++round) {
@@ -302,7 +311,7 @@ TEST(Engine, RefusesRequestsBeyondTheQueueBound) {
   config.max_num_queued_requests = 2;
   const auto engine = MakeEngine(config);
   Call running(Prompt(20), {.max_tokens = 3});
-  running.HoldEngine();
+  running.HoldEngineAt(2);
   ASSERT_TRUE(running.Submit(*engine).ok());
   running.WaitForHold();
   Call first(Prompt(4), {.max_tokens = 1}), second(Prompt(4), {.max_tokens = 1});
@@ -316,6 +325,31 @@ TEST(Engine, RefusesRequestsBeyondTheQueueBound) {
   EXPECT_EQ(second.Wait().reason, FinishReason::kLength);
   WaitUntilIdle(*engine);
   EXPECT_TRUE(third.Submit(*engine).ok());
+}
+
+TEST(Engine, WhatRunsDoesNotCountAsWaitingDuringItsFirstStep) {
+  const auto engine = MakeEngine(SmallConfig());
+  Call call(Prompt(20), {.max_tokens = 3});
+  call.HoldEngineAt(1);
+  ASSERT_TRUE(call.Submit(*engine).ok());
+  call.WaitForHold();
+  EXPECT_EQ(engine->Stats().scheduler.num_running, 1);
+  EXPECT_EQ(engine->Stats().scheduler.num_waiting, 0);
+  call.Release();
+  call.Wait();
+  EXPECT_TRUE(engine->health().ok());
+}
+
+TEST(Engine, TellsWhenEachTokenCame) {
+  const auto engine = MakeEngine(SmallConfig());
+  Call call(Prompt(20), {.max_tokens = 3});
+  ASSERT_TRUE(call.Submit(*engine).ok());
+  Clock::time_point last = call.Wait().first_scheduled;
+  for (const TokenOutput& output : call.request().stream().tokens()) {
+    EXPECT_GT(output.time, last);
+    last = output.time;
+  }
+  EXPECT_LT(last, Clock::now());
 }
 
 TEST(Engine, NamesWhatIsWrongWithARequest) {
@@ -334,6 +368,18 @@ TEST(Engine, NamesWhatIsWrongWithARequest) {
   EXPECT_THAT(refusal({5}, {.max_tokens = 0}), HasSubstr("max_tokens is 0, expected at least 1"));
   EXPECT_THAT(refusal(Tokens(60, 5), {.max_tokens = 41}),
               HasSubstr("60 tokens and max_tokens is 41, together more than the 100"));
+  EXPECT_THAT(refusal({5}, {.max_tokens = -1}), HasSubstr("max_tokens is -1"));
+  EXPECT_THAT(refusal({5}, {.max_tokens = std::numeric_limits<int32_t>::max()}),
+              HasSubstr("max_tokens is 2147483647"));
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  EXPECT_THAT(refusal({5}, {.temperature = nan, .max_tokens = 1}),
+              HasSubstr("temperature is nan, expected 0 to 2"));
+  EXPECT_THAT(refusal({5}, {.top_k = -1, .max_tokens = 1}), HasSubstr("top_k is -1"));
+  EXPECT_THAT(refusal({5}, {.top_p = 0, .max_tokens = 1}), HasSubstr("top_p is 0"));
+  EXPECT_THAT(refusal({5}, {.min_p = 1.5f, .max_tokens = 1}), HasSubstr("min_p is 1.5"));
+  EXPECT_THAT(refusal({5}, {.max_tokens = 1, .logprobs = 21}), HasSubstr("logprobs is 21"));
+  EXPECT_THAT(refusal({5}, {.max_tokens = 1, .prompt_logprobs = -2}),
+              HasSubstr("prompt_logprobs is -2, expected -1 to 20"));
   EXPECT_EQ(Generate(*engine, Tokens(60, 5), {.max_tokens = 40}).tokens.size(), 40u);
 }
 
@@ -342,8 +388,9 @@ TEST(Engine, GeneratesOnlyTokensThatTheTokenizerHas) {
   config.vocab_limit = 10;
   const auto engine = MakeEngine(config);
   const Completion completion =
-      Generate(*engine, {5}, {.temperature = 2, .max_tokens = 200, .logprobs = 10});
+      Generate(*engine, {5}, {.temperature = 2, .max_tokens = 200, .logprobs = 20});
   EXPECT_EQ(completion.tokens.size(), 200u);
+  EXPECT_EQ(completion.top_logprobs.size(), 200u * 10) << "there are no more alternatives";
   EXPECT_LT(*std::ranges::max_element(completion.tokens), 10);
 }
 
@@ -435,6 +482,8 @@ TEST(Engine, NamesWhatIsWrongWithItsConfig) {
               HasSubstr("expert_parallel is 2"));
   EXPECT_THAT(error([](EngineConfig& c) { c.block_size = 0; }), HasSubstr("block_size is 0"));
   EXPECT_THAT(error([](EngineConfig& c) { c.max_num_seqs = -1; }), HasSubstr("max_num_seqs is -1"));
+  EXPECT_THAT(error([](EngineConfig& c) { c.max_num_batched_tokens = 65537; }),
+              HasSubstr("max_num_batched_tokens is 65537, expected 1 to 65536"));
   EXPECT_THAT(error([](EngineConfig& c) { c.max_model_len = 4097; }),
               HasSubstr("max_model_len is 4097, the model's context has 4096 tokens"));
   EXPECT_THAT(error([](EngineConfig& c) { c.vocab_limit = 201; }), HasSubstr("201"));

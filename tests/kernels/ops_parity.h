@@ -151,8 +151,8 @@ TEST_P(OpsParity, CombineAddsInOrder) {
 
 TEST_P(OpsParity, RouteTopKTakesTheMostLikely) {
   for (DType dtype : kStorageTypes) {
-    for (const auto& [tokens, experts, hidden, top_k] :
-         std::vector<std::array<int64_t, 4>>{{0, 8, 16, 2}, {5, 8, 16, 1}, {1, 64, 100, 6}, {9, 16, 33, 16}}) {
+    for (const auto& [tokens, experts, hidden, top_k] : std::vector<std::array<int64_t, 4>>{
+             {0, 8, 16, 2}, {5, 8, 16, 1}, {1, 64, 100, 6}, {9, 16, 33, 16}}) {
       const Mirror x = Random(dtype, {tokens, hidden});
       const std::vector<float> router = RandomValues(experts * hidden, dtype, 0.2f);
       const Weight weight = LoadWeight(router, experts, hidden, dtype);

@@ -39,6 +39,7 @@ class CommandLineTest : public testing::Test {
   CommandLineTest() { std::filesystem::create_directories(directory_); }
   ~CommandLineTest() override {
     std::filesystem::remove_all(directory_);
+    unsetenv("SHOAL_API_KEY");
     unsetenv("SHOAL_MAX_NUM_SEQS");
     unsetenv("SHOAL_BLOCK_SIZE");
     unsetenv("SHOAL_ENABLE_PREFIX_CACHING");
@@ -94,6 +95,23 @@ TEST_F(CommandLineTest, NeverPrintsAKeyAndTakesNoMaskForOne) {
   EXPECT_THAT(masked.err, HasSubstr("api-key"));
 }
 
+TEST_F(CommandLineTest, RefusesAnEmptyKey) {
+  for (const char* keys : {"", ","}) {
+    const Result result = Shoal({"serve", "--print-config", "--api-key", keys});
+    EXPECT_EQ(result.status, 1) << keys;
+    EXPECT_THAT(result.err, HasSubstr("--api-key"));
+    setenv("SHOAL_API_KEY", keys, 1);
+    const Result from_environment = Shoal({"serve", "--print-config"});
+    unsetenv("SHOAL_API_KEY");
+    EXPECT_EQ(from_environment.status, 1) << keys;
+    EXPECT_THAT(from_environment.err, HasSubstr("SHOAL_API_KEY"));
+    const std::string file = File("c.json", fmt::format(R"({{"api-key": "{}"}})", keys));
+    const Result from_file = Shoal({"serve", "--print-config", "--config", file.c_str()});
+    EXPECT_EQ(from_file.status, 1) << keys;
+    EXPECT_THAT(from_file.err, HasSubstr("api-key"));
+  }
+}
+
 TEST_F(CommandLineTest, NamesABadFlagWithItsValueAndRange) {
   const std::vector<std::tuple<const char*, const char*, const char*>> cases = {
       {"--port", "70000", "0 to 65535"},
@@ -120,6 +138,8 @@ TEST_F(CommandLineTest, NamesWhatIsWrongInAConfigFile) {
   const std::vector<std::pair<const char*, const char*>> cases = {
       {R"({"max-num-sequences": 3})", "max-num-sequences"},
       {R"({"print-config": true})", "print-config"},
+      {R"({"no-enable-prefix-caching": true})", "no-enable-prefix-caching"},
+      {R"({"no-enable-prefix-caching": false})", "no-enable-prefix-caching"},
       {R"({"max-num-seqs": "x"})", "max-num-seqs"},
       {R"({"port": {"a": 1}})", "port"},
       {R"({"port": 1.5})", "port"},

@@ -5,6 +5,8 @@
 
 #include <numeric>
 
+#include "engine/model/checkpoint.h"
+#include "kernels/cpu/cpu_backend.h"
 #include "tests/engine/small_checkpoint.h"
 
 namespace shoal {
@@ -102,6 +104,29 @@ TEST(Worker, SaysWhyItCannotStart) {
   config.runner.kv_cache.memory_bytes = 100;
   EXPECT_EQ(Worker::Start(config, [](int64_t, int64_t) {}).status().code(),
             absl::StatusCode::kResourceExhausted);
+}
+
+TEST(ModelRunner, HasItsWorkingMemoryBeforeItsKvCache) {
+  constexpr int32_t kTokens = 4096;
+  ModelRunnerConfig config = SmallConfig().runner;
+  config.max_num_batched_tokens = kTokens;
+  config.kv_cache.max_model_len = kTokens;
+  Backend backend =
+      MakeCpuBackend({.num_threads = 1, .memory_limit_bytes = int64_t{1} << 30}).value();
+  const auto checkpoint = Checkpoint::Open(SmallCheckpoint()).value();
+  auto weights =
+      LoadModelWeights(config.model, *checkpoint, config.dtype, backend, [](int64_t, int64_t) {});
+  ASSERT_TRUE(weights.ok());
+  const auto runner = ModelRunner::Create(config, *std::move(weights), &backend).value();
+  const int64_t free_bytes = backend.device->FreeBytes();
+  ScheduledSequence sequence = {.token_ids = std::vector<int32_t>(kTokens, 5),
+                                .block_table = std::vector<int32_t>(kTokens / 16),
+                                .logits_rows = {kTokens - 1},
+                                .sampling = {{.temperature = 1}}};
+  std::iota(sequence.block_table.begin(), sequence.block_table.end(), 0);
+  EXPECT_TRUE(runner->Run(BatchOf(std::move(sequence))).status.ok());
+  EXPECT_LE(free_bytes - backend.device->FreeBytes(), 256 << 10)
+      << "only attention's, which does not grow with the batch";
 }
 
 TEST(Worker, ReportsProgressUpToTheEnd) {

@@ -7,6 +7,7 @@
 #include <fstream>
 #include <iterator>
 #include <string>
+#include <vector>
 
 namespace shoal {
 
@@ -31,6 +32,13 @@ class TempDirectory {
   std::string Read(const std::string& file) const {
     std::ifstream stream(path_ + "/" + file, std::ios::binary);
     return {std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};
+  }
+  std::vector<std::string> Files() const {
+    std::vector<std::string> names;
+    for (const auto& entry : std::filesystem::directory_iterator(path_)) {
+      names.push_back(entry.path().filename());
+    }
+    return names;
   }
   bool Has(const std::string& file) const { return std::filesystem::exists(path_ + "/" + file); }
 

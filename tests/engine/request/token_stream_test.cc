@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <limits>
 #include <thread>
 
 #include "engine/request/request.h"
@@ -11,7 +12,8 @@ namespace shoal {
 namespace {
 
 TEST(TokenStream, ShowsTokensInOrder) {
-  TokenStream stream(2, 3);
+  TokenStream stream;
+  stream.Reserve(2, 3);
   EXPECT_TRUE(stream.tokens().empty());
   EXPECT_TRUE(stream.prompt().empty());
   stream.AppendPrompt({.token_id = 1});
@@ -25,7 +27,8 @@ TEST(TokenStream, ShowsTokensInOrder) {
 }
 
 TEST(TokenStream, NeverMovesWhatTheReaderHolds) {
-  TokenStream stream(0, 1000);
+  TokenStream stream;
+  stream.Reserve(0, 1000);
   stream.Append({.token_id = 1});
   const auto first = stream.tokens();
   for (int i = 1; i < 1000; ++i) stream.Append({.token_id = i});
@@ -33,7 +36,8 @@ TEST(TokenStream, NeverMovesWhatTheReaderHolds) {
 }
 
 TEST(TokenStream, NotifiesOnceForAllChanges) {
-  TokenStream stream(1, 3);
+  TokenStream stream;
+  stream.Reserve(1, 3);
   int wakes = 0;
   stream.SetWake([&wakes] { ++wakes; });
   stream.Notify();
@@ -50,7 +54,8 @@ TEST(TokenStream, NotifiesOnceForAllChanges) {
 }
 
 TEST(TokenStream, TellsHowItEnded) {
-  TokenStream stream(0, 1);
+  TokenStream stream;
+  stream.Reserve(0, 1);
   EXPECT_EQ(stream.finish(), nullptr);
   stream.Finish({.reason = FinishReason::kError, .status = absl::InternalError("why")});
   ASSERT_NE(stream.finish(), nullptr);
@@ -59,14 +64,16 @@ TEST(TokenStream, TellsHowItEnded) {
 }
 
 TEST(TokenStreamDeathTest, RefusesMoreTokensThanItWasMadeFor) {
-  TokenStream stream(0, 1);
+  TokenStream stream;
+  stream.Reserve(0, 1);
   stream.Append({});
   EXPECT_DEATH(stream.Append({}), "a stream for 1 tokens is full");
 }
 
 TEST(TokenStream, ReaderSeesWholeTokensWhileTheyAreWritten) {
   constexpr int kTokens = 20'000;
-  TokenStream stream(0, kTokens);
+  TokenStream stream;
+  stream.Reserve(0, kTokens);
   std::atomic<int> wakes = 0;
   stream.SetWake([&wakes] { wakes.fetch_add(1); });
   std::jthread writer([&stream] {
@@ -90,6 +97,11 @@ TEST(TokenStream, ReaderSeesWholeTokensWhileTheyAreWritten) {
   }
   writer.join();
   EXPECT_EQ(wakes, kTokens + 1);
+}
+
+TEST(Request, CostsNothingBeforeItIsAccepted) {
+  Request({}, {1}, {.max_tokens = std::numeric_limits<int32_t>::max()});
+  Request({}, {1}, {.max_tokens = -1});
 }
 
 TEST(Request, CancelsOnceAndForAll) {

@@ -50,6 +50,7 @@ struct Fixture {
 
   std::shared_ptr<Request> Add(Tokens prompt, SamplingParams sampling) {
     auto request = std::make_shared<Request>("r", std::move(prompt), std::move(sampling));
+    request->ReserveStream();
     scheduler.Add(request);
     return request;
   }
@@ -326,6 +327,7 @@ TEST(Scheduler, NotifiesEachStreamOncePerStep) {
       "r", Prompt(5), SamplingParams{.max_tokens = 2, .prompt_logprobs = 0});
   int wakes = 0;
   request->stream().SetWake([&wakes] { ++wakes; });
+  request->ReserveStream();
   fixture.scheduler.Add(request);
   fixture.Step();
   EXPECT_EQ(wakes, 1);

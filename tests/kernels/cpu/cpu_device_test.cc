@@ -5,6 +5,7 @@
 
 #include <cstring>
 #include <numeric>
+#include <sstream>
 
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/machine.h"
@@ -12,10 +13,12 @@
 namespace shoal {
 namespace {
 
+using testing::ElementsAre;
 using testing::HasSubstr;
 
 std::unique_ptr<CpuDevice> MakeDevice(int64_t limit_bytes = int64_t{1} << 30) {
-  return std::make_unique<CpuDevice>(std::make_shared<ThreadPool>(2), limit_bytes);
+  return std::make_unique<CpuDevice>(std::make_shared<ThreadPool>(2), limit_bytes,
+                                     std::make_shared<UsedBytes>(0));
 }
 
 TEST(CpuDevice, MemoryIsZeroedAndAligned) {
@@ -101,6 +104,35 @@ TEST(CpuDevice, CopiesBothWays) {
   device->CopyToHost(tensor, out);
   ASSERT_TRUE(device->Synchronize().ok());
   EXPECT_EQ(std::memcmp(in, out, sizeof(in)), 0);
+}
+
+TEST(CpuBackend, WorkingMemoryOfTheOpsCountsAsUsed) {
+  const Backend backend = MakeCpuBackend({.num_threads = 1, .memory_limit_bytes = 1 << 20}).value();
+  const Tensor x = backend.device->Allocate(DType::kBFloat16, {64, 64}).value();
+  const Tensor out = backend.device->Allocate(DType::kBFloat16, {64, 64}).value();
+  std::vector<float> values(64 * 64);
+  const Tensor host[] = {Tensor(values.data(), DType::kFloat32, {64, 64})};
+  const Weight weight = backend.device->LoadWeight(host, DType::kBFloat16).value();
+  const int64_t before = backend.device->FreeBytes();
+  backend.ops->Linear(x, weight, {}, out);
+  const int64_t after = backend.device->FreeBytes();
+  EXPECT_LE(after, before - 64 * 64 * 4) << "the rows as float32";
+  backend.ops->Linear(x, weight, {}, out);
+  EXPECT_EQ(backend.device->FreeBytes(), after);
+}
+
+TEST(CgroupFolders, WalksUpFromTheLeafOfTheRightHierarchy) {
+  const auto folders = [](const std::string& memberships, const std::string& controller) {
+    std::istringstream lines(memberships);
+    return CgroupFolders(lines, controller);
+  };
+  const std::string v1 = "7:cpuset:/s\n6:cpuacct,cpu:/a:x/b\n5:memory:/\n0::/two\n";
+  EXPECT_THAT(folders(v1, "cpu"), ElementsAre("/sys/fs/cgroup/cpu/a:x/b", "/sys/fs/cgroup/cpu/a:x",
+                                              "/sys/fs/cgroup/cpu"));
+  EXPECT_THAT(folders(v1, "memory"), ElementsAre("/sys/fs/cgroup/memory"));
+  EXPECT_THAT(folders("0::/user/one\n", "cpu"),
+              ElementsAre("/sys/fs/cgroup/user/one", "/sys/fs/cgroup/user", "/sys/fs/cgroup"));
+  EXPECT_THAT(folders("", "cpu"), ElementsAre("/sys/fs/cgroup"));
 }
 
 TEST(CpuBackend, OptionsAreChecked) {

@@ -13,8 +13,9 @@ BackendCase Case(const char* name, Isa isa, int num_threads) {
   const auto make = [=]() -> absl::StatusOr<Backend> {
     if (isa > BestIsa()) return absl::UnimplementedError("this machine lacks the instructions");
     const auto pool = std::make_shared<ThreadPool>(num_threads);
-    return Backend{.device = std::make_unique<CpuDevice>(pool, int64_t{1} << 32),
-                   .ops = std::make_unique<CpuOps>(pool, isa),
+    const auto used = std::make_shared<UsedBytes>(0);
+    return Backend{.device = std::make_unique<CpuDevice>(pool, int64_t{1} << 32, used),
+                   .ops = std::make_unique<CpuOps>(pool, isa, used),
                    .communicator = std::make_unique<SingleRank>()};
   };
   return {name, make};

@@ -56,6 +56,11 @@ TEST_F(AdminRoutesTest, ProbesFollowStartReadinessAndDrain) {
   EXPECT_EQ(Get("/startupz").status, 200);
   EXPECT_EQ(Get("/readyz").status, 503);
   EXPECT_EQ(Get("/health").status, 503);
+  for (const char* path : {"/metrics", "/version"}) {
+    EXPECT_EQ(Get(path).status, 401) << path;
+    EXPECT_EQ(Get(path, "x-api-key: secret\r\n").status, 200) << path;
+  }
+  EXPECT_EQ(Get("/v1/models", "x-api-key: secret\r\n").status, 503);
 }
 
 TEST_F(AdminRoutesTest, ProbesNeedNoKeyAndTheRestDoes) {

@@ -129,6 +129,58 @@ TEST_F(HttpLimitsTest, ATrickleDoesNotExtendTheHeaderTimeout) {
   ExpectError(client.Read(), 408);
 }
 
+// With one I/O thread: who keeps it keeps everybody else out.
+TEST_F(HttpLimitsTest, AFloodOfEmptyLinesIsRefusedAndOthersAreServed) {
+  StartServer({.num_threads = 1});
+  RawClient client(server_->port());
+  std::jthread flood([&](std::stop_token stop) {
+    std::string lines;
+    for (int i = 0; i < 50'000; ++i) lines += "\r\n";
+    while (!stop.stop_requested()) client.Send(lines);
+  });
+  EXPECT_EQ(RawClient(server_->port()).Ask(Get("/probe")).status, 200);
+  ExpectError(client.Read(), 400);
+}
+
+TEST_F(HttpLimitsTest, AFloodDoesNotExtendTheBodyTimeout) {
+  StartServer({.num_threads = 1, .max_body_bytes = int64_t{1} << 40, .body_timeout = 200ms});
+  RawClient client(server_->port());
+  client.Send(fmt::format("POST /echo HTTP/1.1\r\n{}Transfer-Encoding: chunked\r\n\r\n", kHost));
+  std::jthread flood([&](std::stop_token stop) {
+    const std::string chunk = fmt::format("1;{}\r\nx\r\n", std::string(3 << 10, 'x'));
+    while (!stop.stop_requested()) client.Send(chunk);
+  });
+  EXPECT_EQ(RawClient(server_->port()).Ask(Get("/probe")).status, 200);
+  ExpectError(client.Read(), 408);
+}
+
+TEST_F(HttpLimitsTest, TakesAFewEmptyLinesBeforeARequest) {
+  StartServer();
+  RawClient client(server_->port());
+  for (int i = 0; i < 2; ++i) EXPECT_EQ(client.Ask("\r\n" + Get("/probe")).status, 200);
+  EXPECT_EQ(client.Ask("\r\n\r\n" + Get("/probe")).status, 200);
+}
+
+TEST_F(HttpLimitsTest, BoundsTheFramingOfAChunkedBody) {
+  StartServer({.max_body_bytes = 4000});
+  const auto ask = [&](const std::string& chunk, int num_chunks) {
+    std::string bytes =
+        fmt::format("POST /echo HTTP/1.1\r\n{}Transfer-Encoding: chunked\r\n\r\n", kHost);
+    for (int i = 0; i < num_chunks; ++i) bytes += chunk;
+    return RawClient(server_->port()).Ask(bytes + "0\r\n\r\n");
+  };
+  EXPECT_EQ(ask("1\r\nx\r\n", 4000).body, std::string(4000, 'x'));
+  ExpectError(ask(fmt::format("1;{}\r\nx\r\n", std::string(3 << 10, 'x')), 100), 413);
+}
+
+TEST_F(HttpLimitsTest, AnEmptyKeyLetsNobodyIn) {
+  StartServer({.api_keys = {""}});
+  RawClient client(server_->port());
+  for (const char* headers : {"", "Authorization: Bearer \r\n", "x-api-key: \r\n"}) {
+    ExpectError(client.Ask(Get("/stream", headers)), 401);
+  }
+}
+
 TEST_F(HttpLimitsTest, AsksForAKeyOnAllButPublicRoutes) {
   StartServer({.api_keys = {"first-key", "k2"}});
   RawClient client(server_->port());

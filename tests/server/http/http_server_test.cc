@@ -113,6 +113,21 @@ TEST_F(HttpServerTest, AFailingHandlerCostsItsRequestOnly) {
     EXPECT_THAT(response.body, testing::Not(HasSubstr("secret")));
   }
   EXPECT_EQ(client.Ask(Get("/probe")).status, 200);
+  EXPECT_THAT(errors(), testing::ElementsAre("secret", "the handler gave no response"));
+}
+
+TEST_F(HttpServerTest, AFailureAfterTheResponseEndsTheConnection) {
+  StartServer();
+  server_->SetRoutes(
+      {{"GET", "/late", false, [](HttpExchange& exchange) -> boost::asio::awaitable<void> {
+          co_await exchange.Respond({.body = "whole"});
+          throw std::runtime_error("late");
+        }}});
+  RawClient client(server_->port());
+  EXPECT_EQ(client.Ask(Get("/late")).body, "whole");
+  EXPECT_THAT(client.ReadAll(), IsEmpty());
+  server_->Stop();
+  EXPECT_THAT(errors(), testing::ElementsAre("late"));
 }
 
 TEST_F(HttpServerTest, CutsAStreamThatItsHandlerLeft) {
@@ -199,6 +214,8 @@ TEST_F(HttpServerTest, DrainRefusesNewRequestsAndLetsOthersFinish) {
   wake();
   const RawResponse finished = running.Read();
   EXPECT_EQ(finished.body, "woken");
+  EXPECT_TRUE(finished.Has("Connection: close\r\n"));
+  EXPECT_THAT(running.ReadAll(), IsEmpty()) << "and the connection is closed";
   EXPECT_TRUE(server_->WaitUntilIdle(std::chrono::steady_clock::now() + 20s));
 }
 

@@ -35,8 +35,10 @@ class HttpTestServer : public testing::Test {
     config.port = 0;
     auto server = HttpServer::Start(
         config, Routes(),
-        [this](const HttpRequest& request, std::string_view route, int status, double) {
+        [this](const HttpRequest& request, std::string_view route, int status, double,
+               std::string_view error) {
           std::lock_guard lock(mutex_);
+          if (!error.empty()) errors_.emplace_back(error);
           observed_.push_back(fmt::format("{} {} {}", request.method, route, status));
         });
     ASSERT_TRUE(server.ok()) << server.status().message();
@@ -114,6 +116,11 @@ class HttpTestServer : public testing::Test {
     return observed_;
   }
 
+  std::vector<std::string> errors() {
+    std::lock_guard lock(mutex_);
+    return errors_;
+  }
+
   std::unique_ptr<HttpServer> server_;
   std::promise<std::function<void()>> wake_;
   std::promise<HttpExchange::Woken> woken_;
@@ -122,6 +129,7 @@ class HttpTestServer : public testing::Test {
  private:
   std::mutex mutex_;
   std::vector<std::string> observed_;
+  std::vector<std::string> errors_;
 };
 
 inline void ExpectError(const RawResponse& response, int status) {

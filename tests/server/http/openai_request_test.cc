@@ -243,8 +243,8 @@ TEST(OpenAiRequest, LimitsDepthAndNumberOfValues) {
   EXPECT_TRUE(Chat(",\"unknown\":" + inner + std::string(62, ']')).ok());
 
   std::string wide = "{\"unknown\":[0";
-  for (int i = 0; i < 200'000; ++i) wide += ",0";
-  EXPECT_THAT(Message(ParseChatRequest(wide + "]}").status()), HasSubstr("200000 JSON values"));
+  for (int64_t i = 0; i < kMaxJsonNodes; ++i) wide += ",0";
+  EXPECT_THAT(Message(ParseChatRequest(wide + "]}").status()), HasSubstr("1000000 JSON values"));
 }
 
 TEST(OpenAiRequest, IgnoresUnknownFields) {
@@ -316,6 +316,9 @@ TEST(OpenAiRequest, ReadsTokenizeAndDetokenize) {
   EXPECT_TRUE(ParseTokenizeRequest(R"({"messages":[{"role":"user","content":"a"}]})").ok());
   ExpectRefused(ParseTokenizeRequest(R"({"prompt":["a","b"]})").status(), "prompt");
   ExpectRefused(ParseTokenizeRequest("{}").status(), "prompt");
+  ExpectRefused(
+      ParseTokenizeRequest(R"({"prompt":"b","messages":[{"role":"user","content":"a"}]})").status(),
+      "messages");
   EXPECT_THAT(ParseDetokenizeRequest(R"({"tokens":[1,2]})")->tokens, ElementsAre(1, 2));
   ExpectRefused(ParseDetokenizeRequest(R"({"tokens":[-1]})").status(), "tokens[0]");
   ExpectRefused(ParseDetokenizeRequest("{}").status(), "tokens");

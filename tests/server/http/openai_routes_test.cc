@@ -27,9 +27,8 @@ class OpenAiRoutesTest : public testing::Test {
     small_ = new SmallService(nullptr, engine);
     HttpServerConfig config;
     config.port = 0;
-    auto server =
-        HttpServer::Start(config, OpenAiRoutes(&**small_, {{"org/model", "alias"}, 123, "fp"}),
-                          [](const HttpRequest&, std::string_view, int, double) {});
+    auto server = HttpServer::Start(
+        config, OpenAiRoutes(&**small_, {{"org/model", "alias"}, 123, "fp"}), nullptr);
     SHOAL_CHECK(server.ok(), "{}", server.status().ToString());
     server_ = server->release();
   }
@@ -195,6 +194,19 @@ TEST_F(OpenAiRoutesTest, ErrorsNameTheField) {
   response = Post("/v1/completions", R"({"prompt":[[999999]],"stream":true})");
   EXPECT_EQ(response.status, 400);
   EXPECT_EQ(json::parse(response.body)["error"]["param"], "prompt");
+}
+
+TEST_F(OpenAiRoutesTest, ErrorsNameTheFieldThatTheClientSent) {
+  for (const char* field : {"max_tokens", "max_completion_tokens"}) {
+    for (const int value : {-1, 9999}) {
+      const RawResponse response =
+          Post("/v1/chat/completions", fmt::format(R"({{"{}":{},{}}})", field, value, kChat));
+      EXPECT_EQ(response.status, 400);
+      const json error = json::parse(response.body)["error"];
+      EXPECT_EQ(error["param"], field);
+      EXPECT_THAT(error["message"].get<std::string>(), HasSubstr(fmt::format("{} ", field)));
+    }
+  }
 }
 
 TEST_F(OpenAiRoutesTest, OverloadSaysWhenToRetry) {
