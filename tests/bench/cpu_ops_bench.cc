@@ -88,8 +88,9 @@ class Bench {
  public:
   explicit Bench(int num_threads)
       : pool_(std::make_shared<ThreadPool>(num_threads)),
-        device_(pool_, int64_t{8} << 30),
-        ops_(pool_, BestIsa()) {}
+        used_(std::make_shared<UsedBytes>(0)),
+        device_(pool_, int64_t{8} << 30, used_),
+        ops_(pool_, BestIsa(), used_) {}
 
   void Run() {
     MeasureCeilings();
@@ -256,6 +257,7 @@ class Bench {
   }
 
   const std::shared_ptr<ThreadPool> pool_;
+  const std::shared_ptr<UsedBytes> used_;
   CpuDevice device_;
   CpuOps ops_;
   double read_gb_ = 0;
