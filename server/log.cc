@@ -10,14 +10,14 @@ namespace shoal {
 namespace {
 
 spdlog::logger& Logger() {
-  static const std::shared_ptr<spdlog::logger> logger = [] {
+  static const std::shared_ptr<spdlog::logger> kLogger = [] {
     auto made = std::make_shared<spdlog::logger>("shoal",
                                                  std::make_shared<spdlog::sinks::stderr_sink_mt>());
     made->set_pattern(R"({"time":"%Y-%m-%dT%H:%M:%S.%eZ","level":"%l",%v)",
                       spdlog::pattern_time_type::utc);
     return made;
   }();
-  return *logger;
+  return *kLogger;
 }
 
 void Log(spdlog::level::level_enum level, std::string_view message, const LogFields& fields) {

@@ -20,7 +20,7 @@ constexpr std::string_view kArchitecture = "DeepseekForCausalLM";
 /// Fields that would change the computation, with the values that leave it as it is. Anything else
 /// in them is refused.
 const std::vector<std::pair<std::string, std::vector<json>>>& FixedFields() {
-  static const auto* const fields = new std::vector<std::pair<std::string, std::vector<json>>>{
+  static const auto* const kFields = new std::vector<std::pair<std::string, std::vector<json>>>{
       {"model_type", {kModelType}},
       {"architectures", {json::array({kArchitecture}), nullptr}},
       {"scoring_func", {"softmax"}},
@@ -46,7 +46,7 @@ const std::vector<std::pair<std::string, std::vector<json>>>& FixedFields() {
       {"is_encoder_decoder", {false, nullptr}},
       {"add_cross_attention", {false, nullptr}},
   };
-  return *fields;
+  return *kFields;
 }
 
 absl::Status WrongField(std::string_view name, const json& value, const std::string& expected) {
