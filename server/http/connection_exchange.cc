@@ -66,8 +66,8 @@ ConnectionExchange::~ConnectionExchange() {
   waker_->timer.reset();
 }
 
-std::string ConnectionExchange::FormatHead(const HttpResponse& response,
-                                           std::string_view framing) const {
+std::string ConnectionExchange::FormatHead(const HttpResponse& response, std::string_view framing) {
+  if (draining_) DropKeepAlive();
   std::string head = fmt::format(
       "HTTP/1.1 {} {}\r\nServer: shoal\r\nDate: {:%a, %d %b %Y %H:%M:%S} GMT\r\n"
       "X-Request-Id: {}\r\n{}",
@@ -76,8 +76,7 @@ std::string ConnectionExchange::FormatHead(const HttpResponse& response,
   if (!HasNoBody(response.status))
     head += fmt::format("Content-Type: {}\r\n", response.content_type);
   for (const auto& [name, value] : response.headers) head += fmt::format("{}: {}\r\n", name, value);
-  const bool keep_alive = options_.keep_alive && !draining_;
-  head += keep_alive ? "Connection: keep-alive\r\n\r\n" : "Connection: close\r\n\r\n";
+  head += options_.keep_alive ? "Connection: keep-alive\r\n\r\n" : "Connection: close\r\n\r\n";
   return head;
 }
 

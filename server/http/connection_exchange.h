@@ -21,7 +21,7 @@ class ConnectionExchange final : public HttpExchange {
     std::chrono::milliseconds write_timeout{30'000};
   };
 
-  /// The references outlive the exchange. Once `draining`, the connection ends with the response.
+  /// The references outlive the exchange. A response begun while `draining` ends the connection.
   ConnectionExchange(TimedSocket& socket, const HttpRequest& request, const Options& options,
                      const std::atomic<bool>& draining);
   ~ConnectionExchange() override;
@@ -44,15 +44,16 @@ class ConnectionExchange final : public HttpExchange {
   int status() const { return status_; }
   const std::string& error() const { return error_; }
   bool begun() const { return phase_ != Phase::kIdle; }
+  /// As the head of the response said, unless something failed since.
   bool keep_alive() const {
-    return phase_ == Phase::kEnded && !client_gone_ && options_.keep_alive && !draining_;
+    return phase_ == Phase::kEnded && !client_gone_ && options_.keep_alive;
   }
 
  private:
   enum class Phase { kIdle, kStreaming, kEnded };
   struct Waker;
 
-  std::string FormatHead(const HttpResponse& response, std::string_view framing) const;
+  std::string FormatHead(const HttpResponse& response, std::string_view framing);
   boost::asio::awaitable<bool> Send(std::string_view bytes);
 
   TimedSocket& socket_;
