@@ -3,21 +3,22 @@
 
 #include <condition_variable>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
+#include "engine/execution/executor.h"
 #include "engine/kvcache/block_pool.h"
 #include "engine/model/model_config.h"
 #include "engine/request/request.h"
 #include "engine/scheduler/scheduler.h"
 
 namespace shoal {
-
-class Worker;
 
 /// How to load a model and how much to run at once.
 struct EngineConfig {
@@ -27,13 +28,22 @@ struct EngineConfig {
   std::string device = "cpu";   // "auto" or "cpu"
   int threads = 0;              // compute threads; 0: one per core
   int expert_parallel = 1;      // ranks
-  int32_t max_model_len = 0;    // 0: the model's max_position_embeddings
-  int32_t max_num_seqs = 64;    // sequences that run at once
-  int32_t max_num_batched_tokens = 512;   // tokens per step
-  int32_t max_num_queued_requests = 256;  // waiting beyond the running ones
-  int32_t block_size = 16;                // tokens per KV block
+  int num_redundant_experts = 0;             // experts that have a second place on another rank
+  int32_t max_model_len = 0;                 // 0: the model's max_position_embeddings
+  int32_t max_num_seqs = 64;                 // sequences that run at once, on all ranks together
+  int32_t max_num_batched_tokens = 512;      // tokens per step, on all ranks together
+  int32_t long_prefill_token_threshold = 0;  // prompt tokens of one sequence per step while others
+                                             // wait or run; 0: half of max_num_batched_tokens
+  int32_t max_num_queued_requests = 256;     // waiting beyond the running ones
+  int64_t max_num_queued_tokens = 1 << 20;   // of their prompts
+  int32_t priority_step_seconds = 10;        // of waiting that a step of priority is worth
+  bool async_scheduling = true;              // schedule a step while the one before it runs
+  int32_t num_speculative_tokens = 0;        // drafts per step, found by prompt lookup; 0: off
+  int32_t prompt_lookup_min = 2;             // tokens that must recur
+  int32_t prompt_lookup_max = 4;             // tokens that are looked for first
+  int32_t block_size = 16;                   // tokens per KV block
   bool enable_prefix_caching = true;
-  int64_t kv_cache_memory_bytes = 0;  // 0: automatic
+  int64_t kv_cache_memory_bytes = 0;  // of all ranks together; 0: automatic
   int64_t vocab_limit = 0;            // the tokenizer's size; 0: vocab_size
 
   /// INVALID_ARGUMENT names the field and its range.
@@ -46,31 +56,79 @@ struct LoadStatus {
   double fraction = 0;
 };
 
-/// A snapshot of the engine. Counters count since the start.
-struct EngineStats {
-  SchedulerStats scheduler;
-  BlockPoolStats blocks;
-  int64_t num_steps = 0;
-  int64_t prompt_tokens = 0;  // computed or found in the cache
-  int64_t generation_tokens = 0;
-  int64_t last_step_tokens = 0;  // of the step that runs or ran last
+/// Counts of what falls into ranges.
+struct Histogram {
+  std::vector<double> bounds;   // upper bounds of the ranges, rising; a last one has none
+  std::vector<int64_t> counts;  // [bounds.size() + 1]
+  double sum = 0;
+
+  void Add(double value);
 };
 
-/// Owns the engine thread and the workers. Thread: any.
+/// A snapshot of the engine after a step. Counters count since the start.
+struct EngineStats {
+  SchedulerStats scheduler;
+  int64_t num_reserved = 0;            // queue slots whose requests are still to come
+  std::vector<BlockPoolStats> blocks;  // by rank
+  std::vector<Tenant> tenants;         // not older than 100 ms
+  int64_t num_steps = 0;
+  Histogram step_seconds;  // from the post of a step, or the end of the one before, to its end
+  Histogram step_tokens;
+  double requests_per_second = 0;  // that ended, of late: how fast the queue drains
+
+  /// Of all ranks together.
+  BlockPoolStats AllBlocks() const;
+};
+
+class Engine;
+
+/// A place in the queue, taken before the work of making the requests. Given back unless it is
+/// used. Thread: any.
+class QueueSlot {
+ public:
+  QueueSlot() = default;
+  QueueSlot(QueueSlot&& other) noexcept { *this = std::move(other); }
+  QueueSlot& operator=(QueueSlot&& other) noexcept;
+  ~QueueSlot();
+
+ private:
+  friend class Engine;
+  QueueSlot(Engine* engine, int num_requests) : engine_(engine), num_requests_(num_requests) {}
+
+  Engine* engine_ = nullptr;
+  int num_requests_ = 0;
+};
+
+/// Owns the engine thread and the executor. Thread: any.
 class Engine {
  public:
   /// Loads the model; blocks until it is ready. `on_progress` is called from another thread.
   static absl::StatusOr<std::unique_ptr<Engine>> Create(
       const EngineConfig& config, std::function<void(const LoadStatus&)> on_progress);
+  /// An engine whose steps `executor` runs. The configs have been checked.
+  static std::unique_ptr<Engine> Create(const EngineConfig& config, const ModelConfig& model,
+                                        int32_t max_model_len, std::unique_ptr<Executor> executor);
   /// Ends what runs with kError (UNAVAILABLE), then stops the threads.
   ~Engine();
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 
-  /// Queues a request; its stream then gets tokens and an end. INVALID_ARGUMENT: it can never fit,
-  /// or a token id or a sampling parameter is out of range. RESOURCE_EXHAUSTED: the queue is full.
-  /// UNAVAILABLE: draining, or the device failed.
+  /// Takes places in the queue for the choices of one call, before its prompt is even tokenized.
+  /// RESOURCE_EXHAUSTED: the queue is full. UNAVAILABLE: draining, or the device failed. The engine
+  /// outlives the slot.
+  absl::StatusOr<QueueSlot> Reserve(int num_requests);
+
+  /// Queues the choices of one call, as many as the slot is for: requests that differ in their
+  /// sampling alone. Their prompt is computed once. All or none; each stream then gets tokens and
+  /// an end. INVALID_ARGUMENT: one can never fit, or a token id or a sampling parameter is out of
+  /// range. RESOURCE_EXHAUSTED: too many prompt tokens wait. UNAVAILABLE: draining, or the device
+  /// failed. DEADLINE_EXCEEDED: it is over already.
+  absl::Status Submit(QueueSlot slot, std::vector<std::shared_ptr<Request>> choices);
+  /// Reserve() and Submit() of one.
   absl::Status Submit(std::shared_ptr<Request> request);
+
+  /// Forgets all cached prefixes, before the next step. Running requests keep theirs.
+  void ResetPrefixCache();
 
   /// Refuses new requests from now on; returns when all others have ended. Those still running at
   /// `deadline` end with UNAVAILABLE.
@@ -84,33 +142,51 @@ class Engine {
   int32_t max_model_len() const { return max_model_len_; }
 
  private:
+  friend class QueueSlot;
+
+  /// A step that is posted.
+  struct Flight {
+    Clock::time_point posted;
+    int64_t num_tokens;
+  };
+
   Engine(const EngineConfig& config, const ModelConfig& model, int32_t max_model_len,
-         std::unique_ptr<Worker> worker);
+         std::unique_ptr<Executor> executor);
   absl::Status CheckRequest(const Request& request) const;
+  void GiveBack(int num_requests);
 
   // The engine thread.
   void Run();
   bool TakeInbox();
-  void Step();
+  bool PostStep();
+  void TakeStep();
 
   // Under mutex_.
   bool IsIdle() const;
+  int64_t NumQueued() const;
   void AbortAll(const absl::Status& why);
-  void PublishQueues();
+  void Publish();
 
   const EngineConfig config_;
   const ModelConfig model_;
   const int32_t max_model_len_;
 
   // Of the engine thread alone.
-  const std::unique_ptr<Worker> worker_;
-  BlockPool block_pool_;
+  const std::unique_ptr<Executor> executor_;
+  std::vector<BlockPool> block_pools_;  // by rank
   Scheduler scheduler_;
+  std::deque<Flight> in_flight_;
+  Clock::time_point last_step_end_;
+  Clock::time_point tenants_published_;
 
   mutable std::mutex mutex_;          // guards what follows; never held during a step
   std::condition_variable work_;      // for the engine thread, while it is idle
   std::condition_variable all_done_;  // for Drain()
-  std::vector<std::shared_ptr<Request>> inbox_;
+  std::vector<std::vector<std::shared_ptr<Request>>> inbox_;  // choices of a call
+  int64_t num_inbox_requests_ = 0;
+  int64_t num_inbox_tokens_ = 0;
+  int64_t num_reserved_ = 0;
+  bool reset_prefix_cache_ = false;
   EngineStats stats_;      // of the last step; what was taken from the inbox since then waits
   absl::Status health_;    // not OK: the device failed
   absl::Status refusal_;   // not OK: the answer to every new request

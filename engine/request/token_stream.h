@@ -31,7 +31,7 @@ enum class FinishReason : uint8_t {
   kStop,    // a stop token was generated; it is the last token
   kLength,  // max_tokens generated
   kCancel,  // cancelled by the client's side
-  kError,   // see FinishInfo::status
+  kError,   // see FinishInfo::status; DEADLINE_EXCEEDED: no time was left
 };
 
 /// How a request ended and what it used.

@@ -11,83 +11,99 @@
 #include "engine/kvcache/block_pool.h"
 #include "engine/request/sequence.h"
 #include "engine/scheduler/scheduled_batch.h"
+#include "engine/scheduler/waiting_queue.h"
 
 namespace shoal {
 
 struct SchedulerConfig {
-  int32_t max_num_seqs = 0;            // sequences that run at once, >= 1
-  int32_t max_num_batched_tokens = 0;  // tokens per step, >= 1
+  int32_t max_num_seqs = 0;                  // sequences that run at once, >= 1
+  int32_t max_num_batched_tokens = 0;        // tokens per step, >= 1
+  int32_t long_prefill_token_threshold = 0;  // of one sequence per step while there are others;
+                                             // 0: half of max_num_batched_tokens
+  Clock::duration priority_step = std::chrono::seconds(10);
+  int32_t num_speculative_tokens = 0;  // drafts per sequence and step; 0: no speculation
+  int32_t prompt_lookup_min = 2;
+  int32_t prompt_lookup_max = 4;
+  int64_t vocab_size = 0;  // bits of a token mask
 };
 
+/// Counters count since the start.
 struct SchedulerStats {
-  int32_t num_waiting = 0;
+  int32_t num_waiting = 0;         // sequences
+  int64_t num_waiting_tokens = 0;  // of them
   int32_t num_running = 0;
-  int64_t num_preemptions = 0;  // ever
+  int64_t num_ended = 0;  // requests
+  int64_t num_preemptions = 0;
+
+  // Tokens that steps computed, by what they were to their sequence.
+  int64_t prefill_tokens = 0;     // of prompts
+  int64_t decode_tokens = 0;      // generated ones
+  int64_t recomputed_tokens = 0;  // of both, again after a preemption
+  int64_t discarded_tokens = 0;   // rejected drafts, and tokens of sequences that had ended
+
+  // Tokens that streams got.
+  int64_t prompt_tokens = 0;  // of prompts now complete, computed or found in the cache
+  int64_t generation_tokens = 0;
+
+  int64_t num_drafts = 0;  // speculation: times that tokens were drafted
+  int64_t drafted_tokens = 0;
+  int64_t accepted_tokens = 0;
+
+  // The step that was scheduled last.
+  int32_t step_prefills = 0;  // sequences that read their prompt, or read again
+  int32_t step_decodes = 0;   // sequences that generate
+  int64_t step_prefill_tokens = 0;
+  int64_t step_decode_tokens = 0;
 };
 
-/// Tokens that one step completed.
-struct StepTokens {
-  int64_t prompt = 0;  // of prompts now complete, computed or found in the cache
-  int64_t generation = 0;
-};
-
-/// Owns the sequences from admission to their end. Each step: Schedule(), run the batch elsewhere,
-/// Update() with what it gave. Thread: engine.
+/// Owns the sequences from admission to their end. Schedule() says what to run next, also while
+/// steps are in flight; Update() takes what they gave, in the same order. Thread: engine.
 class Scheduler {
  public:
-  /// `block_pool` outlives the scheduler.
-  Scheduler(const SchedulerConfig& config, BlockPool* block_pool);
+  /// A sequence is preempted so often at most: from then on it runs only once its longest possible
+  /// length is reserved.
+  static constexpr int32_t kMaxPreemptions = 2;
 
-  /// Takes a request into the queue. The caller has checked that it can ever fit.
-  void Add(std::shared_ptr<Request> request);
+  /// `block_pools`, one per rank, outlive the scheduler. Any of them holds the longest sequence.
+  Scheduler(const SchedulerConfig& config, std::span<BlockPool> block_pools);
+  ~Scheduler();
 
-  /// Ends cancelled requests, then picks the next step's work. Running sequences go first, in order
-  /// of arrival; waiting ones are admitted while blocks, sequences and tokens last. When blocks run
-  /// out the youngest running sequence is preempted: its blocks are freed and it will be
-  /// recomputed. Empty iff there is nothing to do.
-  ScheduledBatch Schedule();
+  /// Takes the choices of one call into the queue. The caller has checked that each can ever fit.
+  void Add(std::vector<std::shared_ptr<Request>> choices);
 
-  /// Takes the rows of the batch that Schedule() gave last: appends tokens, delivers them to the
-  /// streams, ends what is finished and frees its blocks. `result` is that of a healthy device.
-  StepTokens Update(const StepResult& result);
+  /// Ends requests that are cancelled or past their deadline, then picks the next step's work:
+  /// tokens being generated first, then prompts being read, then waiting sequences while blocks,
+  /// sequences and tokens last. Empty if there is nothing to do, or nothing before the oldest step
+  /// in flight is updated.
+  ScheduledStep Schedule();
 
-  /// Ends every request with `status`, for a device that failed or a drain that ran out of time. A
-  /// batch in flight is forgotten: there is no Update() for it.
-  void AbortAll(const absl::Status& status);
+  /// Takes the rows of the oldest step in flight: appends tokens, delivers them to the streams,
+  /// ends what is finished and frees its blocks. `result` is that of a healthy device.
+  void Update(const StepResult& result);
 
-  bool idle() const { return waiting_.empty() && running_.empty(); }
+  /// Ends every request with `status`, for a device that failed or a drain that ran out of time.
+  /// Steps in flight are still to be updated, unless the device failed: then `forget_in_flight`.
+  void AbortAll(const absl::Status& status, bool forget_in_flight);
+
+  /// No request waits or runs, and no step is in flight.
+  bool idle() const;
+  int num_steps_in_flight() const { return static_cast<int>(in_flight_.size()); }
   SchedulerStats stats() const;
+  std::vector<Tenant> Tenants() const { return waiting_.Tenants(); }
 
  private:
-  /// A sequence of the batch in flight and how many of the result's rows are its own.
-  struct InFlight {
+  /// A sequence's part in a step in flight.
+  struct Flight {
     Sequence* sequence;
-    size_t num_rows;
+    int64_t first_position;
+    int64_t num_tokens;
+    int64_t num_rows;    // of the rank's result, the next ones
+    int32_t num_drafts;  // the last of its tokens
+    bool chooses;        // the last 1 + num_drafts rows choose tokens
   };
+  class StepBuilder;
 
-  // Parts of Schedule().
-  void EndCancelled();
-  bool AdmitNext();
-  bool FindBlocksForAllTokens(Sequence& sequence);
-  bool GrowOrPreempt(Sequence& sequence, int64_t num_tokens);
-  void PreemptYoungest();
-  void Include(Sequence& sequence, int64_t num_tokens, ScheduledBatch& batch);
-
-  // Parts of Update().
-  void Advance(Sequence& sequence, std::span<const SampledRow> rows);
-  void DeliverPromptLogprobs(Sequence& sequence, std::span<const SampledRow> rows);
-  void AppendToken(Sequence& sequence, const SampledRow& row);
-
-  void End(Sequence& sequence, FinishReason reason, const absl::Status& status);
-
-  const SchedulerConfig config_;
-  BlockPool* const block_pool_;
-  // Both in order of arrival, and whoever runs arrived before whoever waits.
-  std::vector<std::unique_ptr<Sequence>> running_;
-  std::deque<std::unique_ptr<Sequence>> waiting_;
-  std::vector<InFlight> in_flight_;  // in the order of the batch
-  int64_t next_sequence_id_ = 0;
-  int64_t num_preemptions_ = 0;
+  // To be written with the code.
 };
 
 }  // namespace shoal

@@ -1,0 +1,46 @@
+// ExpertPlacement: which rank has which routed experts.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "kernels/status.h"
+
+namespace shoal {
+
+/// Each rank has places for `experts_per_rank()` experts; place i of rank r has the number r *
+/// experts_per_rank() + i in the whole group. Every expert has at least one place; where it has
+/// several, the rank that a token is on decides which one computes it, which changes no bit of the
+/// result. The same for all layers. Immutable.
+class ExpertPlacement {
+ public:
+  /// Consecutive ranges of experts, whose sizes differ by one at most; then `num_redundant_experts`
+  /// second places, one after the other from expert 0 on, each on the rank with the fewest experts
+  /// that lacks it. INVALID_ARGUMENT names the field: num_ranks is 1 to num_experts (any if there
+  /// are none), num_redundant_experts 0 to num_experts, and 0 on a single rank.
+  static absl::StatusOr<ExpertPlacement> Create(int num_experts, int num_ranks,
+                                                int num_redundant_experts);
+
+  /// experts[r]: the experts of rank r, each at most once there and at least once anywhere.
+  /// INVALID_ARGUMENT says which is not.
+  static absl::StatusOr<ExpertPlacement> FromTable(int num_experts,
+                                                   std::vector<std::vector<int>> experts);
+
+  int num_ranks() const { return static_cast<int>(experts_.size()); }
+  int experts_per_rank() const { return experts_per_rank_; }
+  /// By place; maybe fewer than experts_per_rank().
+  std::span<const int> experts_of(int rank) const { return experts_[rank]; }
+  /// By expert: the place that serves the tokens of rank `home`. Its own if it has one; otherwise
+  /// the ranks take turns.
+  std::vector<int32_t> PlacesFor(int home) const;
+
+ private:
+  ExpertPlacement() = default;
+
+  int num_experts_ = 0;
+  int experts_per_rank_ = 0;
+  std::vector<std::vector<int>> experts_;
+};
+
+}  // namespace shoal
