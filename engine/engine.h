@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "engine/engine_stats.h"
 #include "engine/execution/executor.h"
 #include "engine/kvcache/block_pool.h"
 #include "engine/model/model_config.h"
@@ -54,30 +55,6 @@ struct EngineConfig {
 struct LoadStatus {
   std::string phase;  // "starting", "loading weights", "ready"
   double fraction = 0;
-};
-
-/// Counts of what falls into ranges.
-struct Histogram {
-  std::vector<double> bounds;   // upper bounds of the ranges, rising; a last one has none
-  std::vector<int64_t> counts;  // [bounds.size() + 1]
-  double sum = 0;
-
-  void Add(double value);
-};
-
-/// A snapshot of the engine after a step. Counters count since the start.
-struct EngineStats {
-  SchedulerStats scheduler;
-  int64_t num_reserved = 0;            // queue slots whose requests are still to come
-  std::vector<BlockPoolStats> blocks;  // by rank
-  std::vector<Tenant> tenants;         // not older than 100 ms
-  int64_t num_steps = 0;
-  Histogram step_seconds;  // from the post of a step, or the end of the one before, to its end
-  Histogram step_tokens;
-  double requests_per_second = 0;  // that ended, of late: how fast the queue drains
-
-  /// Of all ranks together.
-  BlockPoolStats AllBlocks() const;
 };
 
 class Engine;
@@ -144,6 +121,8 @@ class Engine {
  private:
   friend class QueueSlot;
 
+  static constexpr Clock::duration kTenantsInterval = std::chrono::milliseconds(100);
+
   /// A step that is posted.
   struct Flight {
     Clock::time_point posted;
@@ -178,6 +157,7 @@ class Engine {
   std::deque<Flight> in_flight_;
   Clock::time_point last_step_end_;
   Clock::time_point tenants_published_;
+  DrainRate drain_rate_;
 
   mutable std::mutex mutex_;          // guards what follows; never held during a step
   std::condition_variable work_;      // for the engine thread, while it is idle

@@ -25,16 +25,20 @@ absl::Status EngineConfig::Validate() const {
     return absl::InvalidArgumentError(fmt::format(
         "device is \"{}\", which this build does not have; expected auto or cpu", device));
   }
-  if (expert_parallel != 1) {
-    return absl::InvalidArgumentError(
-        fmt::format("expert_parallel is {}, expected 1: this build runs all experts on one rank",
-                    expert_parallel));
-  }
   RETURN_IF_ERROR(CheckRange("threads", threads, 0, 1024));
+  RETURN_IF_ERROR(CheckRange("expert_parallel", expert_parallel, 1, 64));
+  RETURN_IF_ERROR(CheckRange("num_redundant_experts", num_redundant_experts, 0, 1 << 16));
   RETURN_IF_ERROR(CheckRange("max_model_len", max_model_len, 0, kMaxTokens));
   RETURN_IF_ERROR(CheckRange("max_num_seqs", max_num_seqs, 1, 4096));
   RETURN_IF_ERROR(CheckRange("max_num_batched_tokens", max_num_batched_tokens, 1, 65536));
+  RETURN_IF_ERROR(
+      CheckRange("long_prefill_token_threshold", long_prefill_token_threshold, 0, 65536));
   RETURN_IF_ERROR(CheckRange("max_num_queued_requests", max_num_queued_requests, 1, 1 << 20));
+  RETURN_IF_ERROR(CheckRange("max_num_queued_tokens", max_num_queued_tokens, 1, int64_t{1} << 40));
+  RETURN_IF_ERROR(CheckRange("priority_step_seconds", priority_step_seconds, 1, 86400));
+  RETURN_IF_ERROR(CheckRange("num_speculative_tokens", num_speculative_tokens, 0, 64));
+  RETURN_IF_ERROR(CheckRange("prompt_lookup_min", prompt_lookup_min, 1, 64));
+  RETURN_IF_ERROR(CheckRange("prompt_lookup_max", prompt_lookup_max, prompt_lookup_min, 64));
   RETURN_IF_ERROR(CheckRange("block_size", block_size, 1, 1024));
   RETURN_IF_ERROR(CheckRange("kv_cache_memory_bytes", kv_cache_memory_bytes, 0, int64_t{1} << 50));
   return CheckRange("vocab_limit", vocab_limit, 0, kMaxTokens);

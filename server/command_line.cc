@@ -53,7 +53,7 @@ void AddEngineOptions(CLI::App& app, EngineConfig& engine) {
   app.add_option("--block-size", engine.block_size, "Tokens per KV cache block")
       ->check(Integer(1, 1024));
   app.add_option("--max-num-batched-tokens", engine.max_num_batched_tokens, "Tokens per step")
-      ->check(Integer(1, 1 << 20));
+      ->check(Integer(1, 65536));
   app.add_option("--kv-cache-memory-bytes", engine.kv_cache_memory_bytes, "0: automatic")
       ->check(Integer(0, int64_t{1} << 50));
   app.add_option("--device", engine.device, "Where the model runs")->check(OneOf({"auto", "cpu"}));
@@ -62,7 +62,46 @@ void AddEngineOptions(CLI::App& app, EngineConfig& engine) {
   app.add_option("--threads", engine.threads, "Compute threads; 0: one per core")
       ->check(Integer(0, 1024));
   app.add_option("--expert-parallel", engine.expert_parallel, "Ranks that share the experts")
-      ->check(Integer(1, 1024));
+      ->check(Integer(1, 64));
+  app.add_option("--num-redundant-experts", engine.num_redundant_experts,
+                 "Experts that have a second place on another rank")
+      ->check(Integer(0, 65536));
+  app.add_option("--num-speculative-tokens", engine.num_speculative_tokens,
+                 "Tokens guessed per step, from what followed the last ones before; 0: none")
+      ->check(Integer(0, 64));
+  app.add_option("--prompt-lookup-min", engine.prompt_lookup_min, "Last tokens that must recur")
+      ->check(Integer(1, 64));
+  app.add_option("--prompt-lookup-max", engine.prompt_lookup_max, "Last tokens looked for first")
+      ->check(Integer(1, 64));
+}
+
+/// Options that say whose turn it is: of `serve`.
+void AddSchedulingOptions(CLI::App& app, ServerConfig& config) {
+  EngineConfig& engine = config.engine;
+  app.add_option("--max-num-seqs", engine.max_num_seqs, "Sequences that run at once")
+      ->check(Integer(1, 4096));
+  app.add_option("--long-prefill-token-threshold", engine.long_prefill_token_threshold,
+                 "Prompt tokens of one request per step while there are others; 0: half a step's")
+      ->check(Integer(0, 65536));
+  app.add_option("--max-num-queued-requests", engine.max_num_queued_requests,
+                 "Requests that may wait beyond those that run, more are refused")
+      ->check(Integer(1, 1 << 20));
+  app.add_option("--max-num-queued-tokens", engine.max_num_queued_tokens,
+                 "Prompt tokens that may wait, more are refused")
+      ->check(Integer(1, int64_t{1} << 40));
+  app.add_option("--priority-step-seconds", engine.priority_step_seconds,
+                 "Seconds of waiting that a step of a request's priority is worth")
+      ->check(Integer(1, 86400));
+  app.add_option("--fair-share", config.fair_share,
+                 "Who gets equal shares of the machine: each API key, each user of a key, or off")
+      ->check(OneOf({"key", "user", "off"}));
+  app.add_option("--request-timeout-ms", config.request_timeout_ms,
+                 "Longest that a request may take, X-Request-Timeout-Ms may ask for less; 0: any")
+      ->check(Integer(0, kMaxInt));
+  app.add_flag("--async-scheduling,!--no-async-scheduling", engine.async_scheduling,
+               "Schedule a step while the one before it runs");
+  app.add_flag("--enable-prefix-caching,!--no-enable-prefix-caching", engine.enable_prefix_caching,
+               "Share the KV cache of equal prompt beginnings");
 }
 
 /// Everything that the command line can ask for.
@@ -123,6 +162,7 @@ void CommandLine::AddServe() {
   CLI::App& app = *serve_;
   ServerConfig& config = serve_config_;
   AddEngineOptions(app, config.engine);
+  AddSchedulingOptions(app, config);
   app.add_option("--host", config.http.host, "Address to listen on");
   app.add_option("--port", config.http.port, "Port to listen on; 0: any free one")
       ->check(Integer(0, 65535));
@@ -138,14 +178,6 @@ void CommandLine::AddServe() {
             return key == kMaskedKey ? "a masked key is no key" : "";
           },
           "KEY"));
-  app.add_option("--max-num-seqs", config.engine.max_num_seqs, "Sequences that run at once")
-      ->check(Integer(1, 4096));
-  app.add_option("--max-num-queued-requests", config.engine.max_num_queued_requests,
-                 "Requests that may wait beyond those, more are refused")
-      ->check(Integer(1, 1 << 20));
-  app.add_flag("--enable-prefix-caching,!--no-enable-prefix-caching",
-               config.engine.enable_prefix_caching,
-               "Share the KV cache of equal prompt beginnings");
   app.add_option("--seed", config.seed,
                  "Seed of the random numbers of requests that bring none; default: random")
       ->check(Integer(0, std::numeric_limits<int64_t>::max()));

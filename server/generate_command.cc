@@ -39,7 +39,7 @@ absl::StatusOr<std::unique_ptr<ServedModel>> LoadWithProgress(EngineConfig confi
     fmt::print(stderr, "no --model: a tiny model with random weights, its output is noise\n");
   }
   ProgressLine line;
-  return ServedModel::Load(config, std::nullopt, nullptr, [&](const LoadStatus& status) {
+  return ServedModel::Load(config, {}, nullptr, [&](const LoadStatus& status) {
     line.Update(status.phase, status.fraction);
   });
 }

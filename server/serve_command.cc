@@ -49,6 +49,11 @@ std::vector<std::string> ModelNames(const ServerConfig& config) {
   return {config.engine.model_directory};
 }
 
+FairShare FairShareOf(const std::string& word) {
+  if (word == "off") return FairShare::kOff;
+  return word == "user" ? FairShare::kUser : FairShare::kKey;
+}
+
 bool IsLoopback(const std::string& host) {
   return host == "localhost" || host == "::1" || host.starts_with("127.");
 }
@@ -137,7 +142,9 @@ absl::StatusOr<std::unique_ptr<ServedModel>> ServeProcess::LoadInBackground(Engi
   ProgressLine line([](std::string_view phase, int percent) {
     LogInfo("loading", {{"phase", phase}, {"percent", percent}});
   });
-  return ServedModel::Load(engine, config_.seed, &metrics_, [&](const LoadStatus& status) {
+  const GenerationService::Options options = {.seed = config_.seed,
+                                              .fair_share = FairShareOf(config_.fair_share)};
+  return ServedModel::Load(engine, options, &metrics_, [&](const LoadStatus& status) {
     readiness_.SetProgress(status.phase, status.fraction);
     line.Update(status.phase, status.fraction);
   });
@@ -150,14 +157,18 @@ void ServeProcess::BeginService() {
   options.served_model_names = names_;
   options.created = std::time(nullptr);
   options.system_fingerprint = "shoal-" SHOAL_VERSION;
-  server_->SetRoutes(Routes(OpenAiRoutes(model_->service.get(), options)));
+  options.request_timeout = std::chrono::milliseconds(config_.request_timeout_ms);
+  std::vector<HttpRoute> routes = OpenAiRoutes(model_->service.get(), options);
+  for (HttpRoute& route : EngineRoutes(engine)) routes.push_back(std::move(route));
+  server_->SetRoutes(Routes(std::move(routes)));
   readiness_.SetReady();
   const ModelConfig& model = engine->model_config();
   LogInfo("ready", {{"model", names_.front()},
                     {"url", fmt::format("http://{}:{}/v1", config_.http.host, server_->port())},
                     {"parameters", model.num_parameters()},
                     {"max_model_len", engine->max_model_len()},
-                    {"kv_blocks", engine->Stats().blocks.num_blocks},
+                    {"ranks", config_.engine.expert_parallel},
+                    {"kv_blocks", engine->Stats().AllBlocks().num_blocks},
                     {"random_weights", config_.engine.model_directory.empty()}});
 }
 

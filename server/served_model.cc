@@ -11,7 +11,7 @@
 namespace shoal {
 
 absl::StatusOr<std::unique_ptr<ServedModel>> ServedModel::Load(
-    EngineConfig config, std::optional<uint64_t> default_seed, GenerationObserver* observer,
+    EngineConfig config, const GenerationService::Options& options, GenerationObserver* observer,
     std::function<void(const LoadStatus&)> on_progress) {
   auto model = std::make_unique<ServedModel>();
   ASSIGN_OR_RETURN(const ModelConfig model_config, ReadModelConfig(config.model_directory));
@@ -21,9 +21,8 @@ absl::StatusOr<std::unique_ptr<ServedModel>> ServedModel::Load(
   }
   config.vocab_limit = std::min<int64_t>(model->tokenizer->vocab_size(), model_config.vocab_size);
   ASSIGN_OR_RETURN(model->engine, Engine::Create(config, std::move(on_progress)));
-  model->service =
-      std::make_unique<GenerationService>(model->engine.get(), model->tokenizer.get(),
-                                          model->chat_template.get(), observer, default_seed);
+  model->service = std::make_unique<GenerationService>(
+      model->engine.get(), model->tokenizer.get(), model->chat_template.get(), observer, options);
   return model;
 }
 

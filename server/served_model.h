@@ -1,9 +1,7 @@
 // ServedModel: a checkpoint made ready to generate: tokenizer, chat template, engine, service.
 #pragma once
 
-#include <cstdint>
 #include <memory>
-#include <optional>
 #include <string>
 
 #include "engine/engine.h"
@@ -18,7 +16,7 @@ struct ServedModel {
   /// Loads config.model_directory; token ids that the tokenizer lacks are never generated.
   /// `observer` may be null and outlives the model. Errors name file, expected and actual.
   static absl::StatusOr<std::unique_ptr<ServedModel>> Load(
-      EngineConfig config, std::optional<uint64_t> default_seed, GenerationObserver* observer,
+      EngineConfig config, const GenerationService::Options& options, GenerationObserver* observer,
       std::function<void(const LoadStatus&)> on_progress);
 
   std::unique_ptr<Tokenizer> tokenizer;

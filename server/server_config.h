@@ -16,6 +16,8 @@ struct ServerConfig {
   EngineConfig engine;                          // without model_directory: the default model
   std::vector<std::string> served_model_names;  // empty: after the model directory
   std::optional<uint64_t> seed;                 // of requests that bring none; none: random ones
+  std::string fair_share = "key";               // who gets equal shares: "key", "user" or "off"
+  int request_timeout_ms = 0;                   // longest that a request may take; 0: any time
   int drain_timeout_seconds = 45;
 };
 

@@ -11,6 +11,12 @@
 
 namespace shoal {
 
+/// A rank's part of a step on its device.
+struct BatchInputs {
+  ForwardBatch forward;  // its token_ids as scheduled: some may still have to be resolved
+  Tensor history_slots;  // [num_tokens] int32: the row of the token history of each token
+};
+
 /// Owns the step's input tensors, of the largest size, and their host copies. Thread: worker.
 class BatchBuilder {
  public:
@@ -25,13 +31,8 @@ class BatchBuilder {
   static absl::StatusOr<BatchBuilder> Create(const Limits& limits, Device* device);
 
   /// Lays the batch out and enqueues the copies to the device; the last ones must be done by then.
-  /// The batch is not empty. The result is good until the next call.
-  ForwardBatch Build(const ScheduledBatch& batch);
-
-  /// Of the batch built last: tokens whose logits are wanted, as rows of the forward pass, and how
-  /// to choose from them.
-  std::span<const int32_t> logits_rows() const { return logits_rows_; }
-  std::span<const SamplingRow> sampling() const { return sampling_; }
+  /// `batch` stays untouched until these are. The result is good until the next call.
+  BatchInputs Build(const ScheduledBatch& batch);
 
  private:
   /// One int32 input, on the host and on the device.
@@ -41,18 +42,17 @@ class BatchBuilder {
   };
 
   BatchBuilder(const Limits& limits, Device* device) : limits_(limits), device_(device) {}
-  void Add(const ScheduledSequence& sequence);
-  Tensor Upload(const Input& input, int64_t num_rows);
+  void Add(const ScheduledSequence& sequence, std::span<const int32_t> blocks);
+  Tensor Upload(std::span<const int32_t> values, const Tensor& input, int64_t num_rows);
 
   Limits limits_;
   Device* device_;
-  Input token_ids_;                   // [num_tokens]
-  Input positions_;                   // [num_tokens]
-  Input slot_mapping_;                // [num_tokens]
-  Input cu_seqlens_;                  // [num_sequences + 1]
-  Input block_tables_;                // [num_sequences, max_blocks]; past a sequence's blocks: 0
-  std::vector<int32_t> logits_rows_;  // [num_rows]
-  std::vector<SamplingRow> sampling_;
+  Tensor token_ids_;     // [num_tokens]
+  Input positions_;      // [num_tokens]
+  Input slot_mapping_;   // [num_tokens]
+  Input history_slots_;  // [num_tokens]
+  Input cu_seqlens_;     // [num_sequences + 1]
+  Input block_tables_;   // [num_sequences, max_blocks]; past a sequence's blocks: 0
 };
 
 }  // namespace shoal

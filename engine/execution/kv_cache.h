@@ -6,11 +6,11 @@
 #include <vector>
 
 #include "engine/model/model_config.h"
-#include "kernels/device.h"
+#include "kernels/backend.h"
 
 namespace shoal {
 
-/// What the size of the KV cache depends on.
+/// What the size of the KV cache depends on, on all ranks together.
 struct KvCacheConfig {
   int64_t block_size = 0;     // tokens per block
   int64_t max_model_len = 0;  // tokens of one sequence
@@ -21,11 +21,12 @@ struct KvCacheConfig {
 /// Bytes of one token's keys and values in all layers.
 int64_t KvBytesPerToken(const ModelConfig& model, DType dtype);
 
-/// How many blocks the cache gets: as many as memory_bytes hold; or, if that is 0, enough for
-/// max_num_seqs sequences of max_model_len tokens, but no more than half of `free_bytes`.
-/// RESOURCE_EXHAUSTED, with what is needed and what to change, if not even one sequence would fit.
-absl::StatusOr<int32_t> ChooseNumBlocks(const KvCacheConfig& config, int64_t bytes_per_token,
-                                        int64_t free_bytes);
+/// How many blocks the cache of one of `num_ranks` gets: as many as its part of memory_bytes holds;
+/// or, if that is 0, enough for its part of max_num_seqs sequences of max_model_len tokens, but no
+/// more than half of its `free_bytes`. RESOURCE_EXHAUSTED, with what is needed and what to change,
+/// if not even one sequence would fit.
+absl::StatusOr<int32_t> ChooseNumBlocks(const KvCacheConfig& config, int num_ranks,
+                                        int64_t bytes_per_token, int64_t free_bytes);
 
 /// Paged storage, addressed by the block numbers of the BlockPool. Thread: worker.
 class KvCache {
@@ -34,6 +35,9 @@ class KvCache {
   static absl::StatusOr<KvCache> Create(const ModelConfig& model, DType dtype, int64_t block_size,
                                         int32_t num_blocks, Device& device);
 
+  /// Enqueues copies of whole blocks in all layers. `copies` stay untouched until they are done.
+  void CopyBlocks(std::span<const BlockCopy> copies, Backend& backend) const;
+
   /// One tensor [num_blocks, 2 (K, V), num_kv_heads, block_size, head_dim] per layer.
   std::span<const Tensor> layers() const { return layers_; }
   int32_t num_blocks() const { return num_blocks_; }
@@ -41,6 +45,7 @@ class KvCache {
  private:
   int32_t num_blocks_ = 0;
   std::vector<Tensor> layers_;
+  Tensor copies_;  // [num_blocks * sizeof(BlockCopy)] bytes: each has another target
 };
 
 }  // namespace shoal

@@ -1,23 +1,23 @@
 #include "engine/execution/worker.h"
 
-#include <future>
 #include <new>
 #include <system_error>
 #include <utility>
 
 #include "engine/model/checkpoint.h"
-#include "kernels/cpu/cpu_backend.h"
 
 namespace shoal {
 namespace {
 
 absl::StatusOr<std::unique_ptr<ModelRunner>> Load(const WorkerConfig& config,
-                                                  const LoadProgress& progress, Backend& backend) {
-  ASSIGN_OR_RETURN(backend, MakeCpuBackend({.num_threads = config.num_threads}));
+                                                  const ExpertPlacement& placement,
+                                                  WorkerShare& share, const LoadProgress& progress,
+                                                  Backend& backend) {
+  ASSIGN_OR_RETURN(backend, MakeCpuBackend(share.backend, std::move(share.communicator)));
   ASSIGN_OR_RETURN(const auto checkpoint, Checkpoint::Open(config.model_directory));
   const ModelRunnerConfig& runner = config.runner;
-  ASSIGN_OR_RETURN(ModelWeights weights,
-                   LoadModelWeights(runner.model, *checkpoint, runner.dtype, backend, progress));
+  ASSIGN_OR_RETURN(ModelWeights weights, LoadModelWeights(runner.model, *checkpoint, runner.dtype,
+                                                          placement, backend, progress));
   return ModelRunner::Create(runner, std::move(weights), &backend);
 }
 
@@ -28,10 +28,12 @@ absl::Status ThreadRefused(const std::system_error& error) {
 
 /// Load(), with what the standard library throws for want of memory or threads as a status.
 absl::StatusOr<std::unique_ptr<ModelRunner>> LoadRunner(const WorkerConfig& config,
+                                                        const ExpertPlacement& placement,
+                                                        WorkerShare& share,
                                                         const LoadProgress& progress,
                                                         Backend& backend) {
   try {
-    return Load(config, progress, backend);
+    return Load(config, placement, share, progress, backend);
   } catch (const std::bad_alloc&) {
     return absl::ResourceExhaustedError(
         "the system has too little memory for the model: lower max_model_len or "
@@ -43,16 +45,17 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> LoadRunner(const WorkerConfig& conf
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Worker>> Worker::Start(const WorkerConfig& config,
-                                                      LoadProgress progress) {
+absl::StatusOr<std::unique_ptr<Worker>> Worker::Launch(const WorkerConfig& config,
+                                                       const ExpertPlacement& placement,
+                                                       WorkerShare share, LoadProgress progress) {
   std::unique_ptr<Worker> worker(new Worker);
   std::promise<absl::StatusOr<int32_t>> ready;
-  auto num_kv_blocks = ready.get_future();
+  worker->ready_ = ready.get_future();
   // The thread makes all that it uses, so that memory lies near it and nobody else can touch it.
-  auto run = [worker = worker.get(), ready = std::move(ready), config,
-              progress = std::move(progress)]() mutable {
+  auto run = [worker = worker.get(), ready = std::move(ready), config, placement,
+              share = std::move(share), progress = std::move(progress)]() mutable {
     Backend backend;
-    const auto runner = LoadRunner(config, progress, backend);
+    const auto runner = LoadRunner(config, placement, share, progress, backend);
     if (!runner.ok()) return ready.set_value(runner.status());
     ready.set_value((*runner)->num_kv_blocks());
     worker->Serve(**runner);
@@ -62,7 +65,6 @@ absl::StatusOr<std::unique_ptr<Worker>> Worker::Start(const WorkerConfig& config
   } catch (const std::system_error& error) {
     return ThreadRefused(error);
   }
-  ASSIGN_OR_RETURN(worker->num_kv_blocks_, num_kv_blocks.get());
   return worker;
 }
 
@@ -78,7 +80,7 @@ void Worker::Post(ScheduledBatch batch) {
   batches_.Put(std::move(batch));
 }
 
-StepResult Worker::Take() {
+absl::StatusOr<std::vector<SampledRow>> Worker::Take() {
   SHOAL_CHECK(num_in_flight_ > 0, "no batch is in flight");
   --num_in_flight_;
   return results_.Take();

@@ -93,6 +93,11 @@ class BlockPool {
     int32_t next;
   };
 
+  /// FindPrefix(), and appends the blocks to `found` unless it is null.
+  int64_t Lookup(std::string_view domain, std::span<const int32_t> tokens, int64_t max_tokens,
+                 BlockTable* found) const;
+  bool IsKnown(int32_t block) const { return index_ && index_->Contains(block); }
+
   int32_t TakeFree();
   void AddOwner(int32_t block);
   void DropOwner(int32_t block);
@@ -102,6 +107,8 @@ class BlockPool {
   const int32_t num_blocks_;
   const int32_t block_size_;
   int32_t num_free_ = 0;
+  int32_t num_cached_ = 0;
+  int32_t num_shared_ = 0;
   std::vector<int32_t> num_owners_;  // by block
   std::vector<Link> links_;  // by block; one more, number num_blocks_, is the ends of the list
   std::optional<PrefixIndex> index_;

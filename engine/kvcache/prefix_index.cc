@@ -25,31 +25,55 @@ PrefixIndex::PrefixIndex(int32_t num_blocks, int32_t block_size)
       tokens_(entries_.size() * block_size_),
       blocks_(0, KeyHash{RandomSecret()}) {}
 
-int32_t PrefixIndex::Find(int32_t parent, std::span<const int32_t> tokens) const {
+PrefixIndex::PrefixId PrefixIndex::Root(std::string_view domain) const {
+  const auto found = domains_.find(domain);
+  return found == domains_.end() ? kUnknown : found->second.root;
+}
+
+int32_t PrefixIndex::Find(PrefixId parent, std::span<const int32_t> tokens) const {
   const auto found = blocks_.find(Key{parent, tokens});
   return found == blocks_.end() ? kNone : found->second;
 }
 
-int32_t PrefixIndex::Insert(int32_t parent, std::span<const int32_t> tokens, int32_t block) {
+int32_t PrefixIndex::Insert(std::string_view domain, PrefixId parent,
+                            std::span<const int32_t> tokens, int32_t block) {
   SHOAL_CHECK(tokens.size() == block_size_, "{} tokens in a block of {}", tokens.size(),
               block_size_);
-  SHOAL_CHECK(parent == kNone || Contains(parent), "the parent of a block must be known");
+  auto home = domains_.find(domain);
+  if (home == domains_.end()) {
+    home = domains_.emplace(domain, Domain{.root = ++last_prefix_}).first;
+  }
+  if (parent == kUnknown) parent = home->second.root;
   if (const int32_t known = Find(parent, tokens); known != kNone) return known;
-  SHOAL_CHECK(!Contains(block), "block {} holds other tokens", block);
-  std::ranges::copy(tokens, TokensOf(block).begin());
-  entries_[block] = {.parent = parent, .known = true};
-  if (parent != kNone) ++entries_[parent].num_children;
+
+  Entry& entry = entries_[block];
+  if (Contains(block)) {
+    // Its name was that of a parent which is forgotten since.
+    SHOAL_CHECK(entry.domain == home && std::ranges::equal(tokens, TokensOf(block)),
+                "block {} holds other tokens", block);
+    blocks_.erase(Key{entry.parent, TokensOf(block)});
+  } else {
+    std::ranges::copy(tokens, TokensOf(block).begin());
+    entry = {.prefix = ++last_prefix_, .domain = home};
+    ++home->second.num_blocks;
+  }
+  entry.parent = parent;
   blocks_.emplace(Key{parent, TokensOf(block)}, block);
   return block;
 }
 
 void PrefixIndex::Erase(int32_t block) {
   if (!Contains(block)) return;
-  const auto [parent, num_children, known] = entries_[block];
-  SHOAL_CHECK(num_children == 0, "block {} is erased before its {} children", block, num_children);
-  blocks_.erase(Key{parent, TokensOf(block)});
-  if (parent != kNone) --entries_[parent].num_children;
+  const Entry& entry = entries_[block];
+  blocks_.erase(Key{entry.parent, TokensOf(block)});
+  if (--entry.domain->second.num_blocks == 0) domains_.erase(entry.domain);
   entries_[block] = {};
+}
+
+void PrefixIndex::Clear() {
+  blocks_.clear();
+  domains_.clear();
+  std::ranges::fill(entries_, Entry{});
 }
 
 std::span<int32_t> PrefixIndex::TokensOf(int32_t block) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <vector>
 
 namespace shoal {
@@ -80,7 +81,6 @@ absl::Status DeepseekMoe::AllocateActivations(DType dtype, const Limits& limits)
   const int64_t tokens = limits.max_tokens;
   const int64_t rows = limits.max_logits_rows;
   const int64_t hidden = config_.hidden_size;
-  const int64_t top_k = config_.num_experts_per_tok;
   const int64_t vocab = limits.vocab_limit > 0 ? limits.vocab_limit : config_.vocab_size;
   const int64_t qkv_width = (heads.num_heads + 2L * heads.num_kv_heads) * heads.head_dim;
   Device& device = *backend_->device;
@@ -91,20 +91,37 @@ absl::Status DeepseekMoe::AllocateActivations(DType dtype, const Limits& limits)
   ASSIGN_OR_RETURN(a.attention,
                    device.Allocate(dtype, {tokens, heads.num_heads * int64_t{heads.head_dim}}));
   ASSIGN_OR_RETURN(a.delta, device.Allocate(dtype, {tokens, hidden}));
-  if (config_.n_routed_experts > 0) {
-    ASSIGN_OR_RETURN(a.expert_ids, device.Allocate(DType::kInt32, {tokens, top_k}));
-    ASSIGN_OR_RETURN(a.expert_weights, device.Allocate(DType::kFloat32, {tokens, top_k}));
-    ASSIGN_OR_RETURN(a.expert_rows, device.Allocate(dtype, {tokens, top_k, hidden}));
-    ASSIGN_OR_RETURN(a.shared, device.Allocate(dtype, {tokens, hidden}));
-  }
+  RETURN_IF_ERROR(AllocateExpertActivations(dtype, tokens));
   ASSIGN_OR_RETURN(a.logits_hidden, device.Allocate(dtype, {rows, hidden}));
   ASSIGN_OR_RETURN(a.logits_normed, device.Allocate(dtype, {rows, hidden}));
   ASSIGN_OR_RETURN(a.logits, device.Allocate(DType::kFloat32, {rows, vocab}));
   return absl::OkStatus();
 }
 
+absl::Status DeepseekMoe::AllocateExpertActivations(DType dtype, int64_t max_tokens) {
+  if (config_.n_routed_experts == 0) return absl::OkStatus();
+  const int64_t hidden = config_.hidden_size;
+  const int64_t top_k = config_.num_experts_per_tok;
+  Device& device = *backend_->device;
+  Activations& a = activations_;
+  ASSIGN_OR_RETURN(a.expert_ids, device.Allocate(DType::kInt32, {max_tokens, top_k}));
+  ASSIGN_OR_RETURN(a.expert_weights, device.Allocate(DType::kFloat32, {max_tokens, top_k}));
+  ASSIGN_OR_RETURN(a.expert_rows, device.Allocate(dtype, {max_tokens, top_k, hidden}));
+  ASSIGN_OR_RETURN(a.shared, device.Allocate(dtype, {max_tokens, hidden}));
+  if (backend_->communicator->size() == 1) return absl::OkStatus();
+  ASSIGN_OR_RETURN(a.places, device.Allocate(DType::kInt32, {max_tokens, top_k}));
+  ASSIGN_OR_RETURN(a.gathered_normed, device.Allocate(dtype, {max_tokens, hidden}));
+  ASSIGN_OR_RETURN(a.gathered_places, device.Allocate(DType::kInt32, {max_tokens, top_k}));
+  ASSIGN_OR_RETURN(a.gathered_rows, device.Allocate(dtype, {max_tokens, top_k, hidden}));
+  return absl::OkStatus();
+}
+
 void DeepseekMoe::Forward(const ForwardBatch& batch, std::span<const Tensor> kv_layers) {
   num_tokens_ = batch.token_ids.shape[0];
+  rank_tokens_ = batch.rank_tokens;
+  const int num_ranks = backend_->communicator->size();
+  SHOAL_CHECK(num_ranks == 1 || std::ssize(rank_tokens_) == num_ranks,
+              "tokens of {} ranks, of which there are {}", rank_tokens_.size(), num_ranks);
   Ops& ops = *backend_->ops;
   const Tensor residual = activations_.residual.Rows(0, num_tokens_);
   const Tensor normed = activations_.normed.Rows(0, num_tokens_);
@@ -122,15 +139,18 @@ void DeepseekMoe::Forward(const ForwardBatch& batch, std::span<const Tensor> kv_
 
 void DeepseekMoe::WarmUp() {
   num_tokens_ = activations_.residual.shape[0];
+  rank_tokens_ = {};
   Ops& ops = *backend_->ops;
   const auto warm_up = [&](bool routed) {
-    const auto layer = std::ranges::find(weights_.layers, routed, [](const LayerWeights& weights) {
+    const auto found = std::ranges::find(weights_.layers, routed, [](const LayerWeights& weights) {
       return !weights.router.empty();
     });
-    if (layer == weights_.layers.end()) return;
-    ops.Linear(activations_.normed, layer->qkv, layer->qkv_bias, activations_.qkv);
-    ops.Linear(activations_.attention, layer->o, layer->o_bias, activations_.delta);
-    FeedForward(*layer);
+    if (found == weights_.layers.end()) return;
+    LayerWeights layer = *found;
+    //  // zeros go to the first experts: they shall be local
+    ops.Linear(activations_.normed, layer.qkv, layer.qkv_bias, activations_.qkv);
+    ops.Linear(activations_.attention, layer.o, layer.o_bias, activations_.delta);
+    FeedForward(layer);
   };
   warm_up(false);
   warm_up(true);
@@ -165,13 +185,35 @@ void DeepseekMoe::MoeLayer(const LayerWeights& layer) {
   const Routing routing = {activations_.expert_ids.Rows(0, num_tokens_),
                            activations_.expert_weights.Rows(0, num_tokens_)};
   ops.RouteTopK(normed, layer.router, config_.norm_topk_prob, routing);
-  ops.ExpertFfn(normed, routing, layer.experts, rows);
+  RoutedExperts(layer.experts, routing.expert_ids, rows);
   Tensor shared;
   if (!layer.shared.empty()) {
     shared = activations_.shared.Rows(0, num_tokens_);
     ops.DenseFfn(normed, layer.shared, shared);
   }
   ops.Combine(rows, routing, shared, activations_.residual.Rows(0, num_tokens_));
+}
+
+/// rows[t, k] = expert expert_ids[t, k] of normed[t], wherever that expert is: every rank gets the
+/// tokens of all, computes its experts, and sends their rows home.
+void DeepseekMoe::RoutedExperts(const LocalExperts& experts, const Tensor& expert_ids,
+                                const Tensor& rows) {
+  Ops& ops = *backend_->ops;
+  const Tensor normed = activations_.normed.Rows(0, num_tokens_);
+  if (rank_tokens_.size() <= 1) return ops.ExpertFfn(normed, expert_ids, experts, rows);
+
+  Communicator& ranks = *backend_->communicator;
+  const int64_t num_gathered =
+      std::accumulate(rank_tokens_.begin(), rank_tokens_.end(), int64_t{0});
+  const Tensor places = activations_.places.Rows(0, num_tokens_);
+  const Tensor all_normed = activations_.gathered_normed.Rows(0, num_gathered);
+  const Tensor all_places = activations_.gathered_places.Rows(0, num_gathered);
+  const Tensor all_rows = activations_.gathered_rows.Rows(0, num_gathered);
+  ops.MapIds(expert_ids, weights_.expert_places, places);
+  ranks.AllGather(normed, rank_tokens_, all_normed);
+  ranks.AllGather(places, rank_tokens_, all_places);
+  ops.ExpertFfn(all_normed, all_places, experts, all_rows);
+  ranks.ReturnRows(all_rows, places, weights_.experts_per_rank, rank_tokens_, rows);
 }
 
 Tensor DeepseekMoe::Logits(const Tensor& row_ids) {

@@ -16,7 +16,7 @@ class DeepseekMoe {
  public:
   /// Limits that fix the size of every activation.
   struct Limits {
-    int64_t max_tokens = 0;       // tokens of one step
+    int64_t max_tokens = 0;       // tokens of one step, of all ranks together
     int64_t max_positions = 0;    // tokens of one sequence
     int64_t max_logits_rows = 0;  // rows of one Logits() call
     int64_t vocab_limit = 0;      // logits are computed for token ids below this; 0: vocab_size
@@ -29,12 +29,14 @@ class DeepseekMoe {
                                                              Backend* backend);
 
   /// Runs one layer of each kind on zeros, at the largest number of tokens, so that the ops have
-  /// taken their working memory. Without attention, whose own does not grow with the batch.
+  /// taken their working memory. Without attention, whose own does not grow with the batch, and
+  /// without the other ranks, which need not be there yet.
   void WarmUp();
 
   /// Runs all layers over the batch and writes its keys and values to `kv_layers`, one tensor
   /// [num_blocks, 2, num_kv_heads, block_size, head_dim] per layer. The result stays in the model
-  /// until the next call.
+  /// until the next call. All ranks call it together, each with its own batch; one without tokens
+  /// still computes its experts for the others.
   void Forward(const ForwardBatch& batch, std::span<const Tensor> kv_layers);
 
   /// Logits of tokens of the last Forward(). row_ids [num_rows] int32; the result [num_rows,
@@ -53,24 +55,33 @@ class DeepseekMoe {
     Tensor expert_weights;  // [max_tokens, top_k] float32
     Tensor expert_rows;     // [max_tokens, top_k, hidden_size]
     Tensor shared;          // [max_tokens, hidden_size]
-    Tensor logits_hidden;   // [max_logits_rows, hidden_size]
-    Tensor logits_normed;   // [max_logits_rows, hidden_size]
-    Tensor logits;          // [max_logits_rows, vocab_limit] float32
+    // What RoutedExperts() exchanges, if there are several ranks.
+    Tensor places;           // [max_tokens, top_k] int32
+    Tensor gathered_normed;  // [max_tokens, hidden_size]
+    Tensor gathered_places;  // [max_tokens, top_k] int32
+    Tensor gathered_rows;    // [max_tokens, top_k, hidden_size]
+    Tensor logits_hidden;    // [max_logits_rows, hidden_size]
+    Tensor logits_normed;    // [max_logits_rows, hidden_size]
+    Tensor logits;           // [max_logits_rows, vocab_limit] float32
   };
 
   DeepseekMoe(const ModelConfig& config, ModelWeights weights, Backend* backend);
   absl::Status MakeRopeTable(int64_t max_positions);
   absl::Status AllocateActivations(DType dtype, const Limits& limits);
+  absl::Status AllocateExpertActivations(DType dtype, int64_t max_tokens);
   void Attention(const LayerWeights& layer, const ForwardBatch& batch, const Tensor& kv);
   void FeedForward(const LayerWeights& layer);
   void MoeLayer(const LayerWeights& layer);
+  void RoutedExperts(const LocalExperts& experts, const Tensor& expert_ids, const Tensor& rows);
 
   const ModelConfig config_;
   ModelWeights weights_;
   Backend* const backend_;
   Tensor rope_table_;  // [max_positions, head_dim / 2, 2] float32
   Activations activations_;
-  int64_t num_tokens_ = 0;  // of the last Forward()
+  // Of the last Forward().
+  int64_t num_tokens_ = 0;
+  std::span<const int64_t> rank_tokens_;
 };
 
 }  // namespace shoal

@@ -22,8 +22,8 @@ class ExpertPlacement {
   static absl::StatusOr<ExpertPlacement> Create(int num_experts, int num_ranks,
                                                 int num_redundant_experts);
 
-  /// experts[r]: the experts of rank r, each at most once there and at least once anywhere.
-  /// INVALID_ARGUMENT says which is not.
+  /// experts[r]: the experts of rank r, each at most once there and at least once anywhere; no rank
+  /// is without, unless there are none. INVALID_ARGUMENT says which is not so.
   static absl::StatusOr<ExpertPlacement> FromTable(int num_experts,
                                                    std::vector<std::vector<int>> experts);
 

@@ -1,6 +1,8 @@
 #include "engine/model/weights.h"
 
+#include <algorithm>
 #include <cstddef>
+#include <span>
 #include <string>
 #include <utility>
 
@@ -19,13 +21,13 @@ bool IsRedundant(const ModelConfig& config, const std::string& name) {
 /// Weights that the config knows nothing of (biases, say) mean that the two do not belong together.
 absl::StatusOr<Checkpoint::Tensors> SelectTensors(const ModelConfig& config,
                                                   const Checkpoint& checkpoint,
-                                                  const ExpertRange& experts) {
+                                                  std::span<const int> experts) {
   Checkpoint::Tensors unexpected = checkpoint.tensors();
   Checkpoint::Tensors selected;
   for (const TensorSpec& spec : CheckpointLayout(config)) {
     ASSIGN_OR_RETURN(const Tensor tensor, checkpoint.Get(spec.name, spec.shape));
     unexpected.erase(spec.name);
-    if (spec.expert < 0 || (experts.begin <= spec.expert && spec.expert < experts.end)) {
+    if (spec.expert < 0 || std::ranges::find(experts, spec.expert) != experts.end()) {
       selected.emplace(spec.name, tensor);
     }
   }
@@ -41,13 +43,15 @@ absl::StatusOr<Checkpoint::Tensors> SelectTensors(const ModelConfig& config,
 /// Moves tensors from the checkpoint to the device, layer by layer.
 class WeightLoader {
  public:
-  WeightLoader(const ModelConfig& config, Checkpoint::Tensors tensors, ExpertRange experts,
-               DType dtype, Device& device, const LoadProgress& progress)
+  WeightLoader(const ModelConfig& config, Checkpoint::Tensors tensors,
+               const ExpertPlacement& placement, DType dtype, Backend& backend,
+               const LoadProgress& progress)
       : config_(config),
         tensors_(std::move(tensors)),
-        experts_(experts),
+        placement_(placement),
+        rank_(backend.communicator->rank()),
         dtype_(dtype),
-        device_(device),
+        device_(*backend.device),
         progress_(progress) {
     for (const auto& [name, tensor] : tensors_) total_bytes_ += tensor.size_bytes();
   }
@@ -63,6 +67,7 @@ class WeightLoader {
     if (!config_.tie_word_embeddings) {
       ASSIGN_OR_RETURN(weights.lm_head, LoadMatrices({"lm_head.weight"}));
     }
+    RETURN_IF_ERROR(LoadPlaces(weights));
     return weights;
   }
 
@@ -94,15 +99,25 @@ class WeightLoader {
   absl::Status LoadMoe(const std::string& prefix, LayerWeights& layer) {
     ASSIGN_OR_RETURN(layer.router, LoadMatrices({prefix + ".gate.weight"}));
     std::vector<std::string> names;
-    for (int expert = experts_.begin; expert < experts_.end; ++expert) {
+    for (const int expert : placement_.experts_of(rank_)) {
       names.push_back(fmt::format("{}.experts.{}", prefix, expert));
     }
-    layer.experts.first_expert = experts_.begin;
+    layer.experts.first_expert = rank_ * placement_.experts_per_rank();
     ASSIGN_OR_RETURN(layer.experts.weights, LoadFfn(names));
     if (config_.n_shared_experts > 0) {
       ASSIGN_OR_RETURN(layer.shared, LoadFfn({prefix + ".shared_experts"}));
     }
     return absl::OkStatus();
+  }
+
+  absl::Status LoadPlaces(ModelWeights& weights) {
+    weights.experts_per_rank = placement_.experts_per_rank();
+    if (placement_.num_ranks() == 1 || config_.n_routed_experts == 0) return absl::OkStatus();
+    const std::vector<int32_t> places = placement_.PlacesFor(rank_);
+    ASSIGN_OR_RETURN(weights.expert_places,
+                     device_.Allocate(DType::kInt32, {config_.n_routed_experts}));
+    device_.CopyFromHost(places.data(), weights.expert_places);
+    return device_.Synchronize();
   }
 
   /// One weight of all matrices, one under the other.
@@ -164,7 +179,8 @@ class WeightLoader {
 
   const ModelConfig& config_;
   const Checkpoint::Tensors tensors_;  // those of this rank
-  const ExpertRange experts_;
+  const ExpertPlacement& placement_;
+  const int rank_;
   const DType dtype_;
   Device& device_;
   const LoadProgress& progress_;
@@ -174,23 +190,17 @@ class WeightLoader {
 
 }  // namespace
 
-ExpertRange ExpertsOfRank(int num_experts, int rank, int num_ranks) {
-  return {num_experts * rank / num_ranks, num_experts * (rank + 1) / num_ranks};
-}
-
 absl::StatusOr<ModelWeights> LoadModelWeights(const ModelConfig& config,
                                               const Checkpoint& checkpoint, DType dtype,
-                                              Backend& backend, const LoadProgress& progress) {
-  const int num_ranks = backend.communicator->size();
-  if (config.n_routed_experts > 0 && config.n_routed_experts < num_ranks) {
-    return absl::InvalidArgumentError(
-        fmt::format("n_routed_experts is {}, expected at least one for each of the {} ranks",
-                    config.n_routed_experts, num_ranks));
-  }
-  const ExpertRange experts =
-      ExpertsOfRank(config.n_routed_experts, backend.communicator->rank(), num_ranks);
-  ASSIGN_OR_RETURN(Checkpoint::Tensors tensors, SelectTensors(config, checkpoint, experts));
-  WeightLoader loader(config, std::move(tensors), experts, dtype, *backend.device, progress);
+                                              const ExpertPlacement& placement, Backend& backend,
+                                              const LoadProgress& progress) {
+  const Communicator& ranks = *backend.communicator;
+  SHOAL_CHECK(placement.num_ranks() == ranks.size(),
+              "a placement on {} ranks, of which there are {}", placement.num_ranks(),
+              ranks.size());
+  ASSIGN_OR_RETURN(Checkpoint::Tensors tensors,
+                   SelectTensors(config, checkpoint, placement.experts_of(ranks.rank())));
+  WeightLoader loader(config, std::move(tensors), placement, dtype, backend, progress);
   return loader.Load();
 }
 

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "engine/model/checkpoint.h"
+#include "engine/model/expert_placement.h"
 #include "engine/model/model_config.h"
 #include "kernels/backend.h"
 
@@ -20,7 +21,7 @@ struct LayerWeights {
   Tensor post_attention_norm;  // post_attention_layernorm.weight [hidden_size]
   FfnWeights dense;            // mlp.{gate,up,down}_proj.weight; empty in a MoE layer
   Weight router;         // mlp.gate.weight [n_routed_experts, hidden_size]; empty in a dense layer
-  LocalExperts experts;  // mlp.experts.{e}.*, those of this rank
+  LocalExperts experts;  // mlp.experts.{e}.*, those of this rank, by place
   FfnWeights shared;     // mlp.shared_experts.*, one network of all shared experts, or empty
 };
 
@@ -29,27 +30,22 @@ struct ModelWeights {
   std::vector<LayerWeights> layers;
   Tensor norm;     // model.norm.weight [hidden_size]
   Weight lm_head;  // lm_head.weight, or embedding if tied
+  int experts_per_rank = 0;
+  Tensor expert_places;  // [n_routed_experts] int32: the place of each expert that serves this
+                         // rank's tokens; empty on a single rank
 };
 
 /// Called now and then while weights load: bytes read so far, and of how many.
 using LoadProgress = std::function<void(int64_t done_bytes, int64_t total_bytes)>;
 
-/// Experts [begin, end) of one rank.
-struct ExpertRange {
-  int begin = 0;
-  int end = 0;
-};
-
-/// The experts divided into `num_ranks` consecutive ranges whose sizes differ by one at most.
-ExpertRange ExpertsOfRank(int num_experts, int rank, int num_ranks);
-
 /// Loads the weights that `backend`'s rank needs, stored as `dtype`: everything but the other
-/// ranks' experts. Before the first byte is read the whole checkpoint is held against the config:
-/// NOT_FOUND names a tensor that is missing, INVALID_ARGUMENT one of another shape (with both
-/// shapes) or one that this model has no use for. RESOURCE_EXHAUSTED if the device is too small.
-/// Thread: the rank's worker.
+/// ranks' experts. `placement` is of as many ranks. Before the first byte is read the whole
+/// checkpoint is held against the config: NOT_FOUND names a tensor that is missing,
+/// INVALID_ARGUMENT one of another shape (with both shapes) or one that this model has no use for.
+/// RESOURCE_EXHAUSTED if the device is too small. Thread: the rank's worker.
 absl::StatusOr<ModelWeights> LoadModelWeights(const ModelConfig& config,
                                               const Checkpoint& checkpoint, DType dtype,
-                                              Backend& backend, const LoadProgress& progress);
+                                              const ExpertPlacement& placement, Backend& backend,
+                                              const LoadProgress& progress);
 
 }  // namespace shoal

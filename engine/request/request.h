@@ -46,10 +46,10 @@ struct SamplingParams {
 
 /// When a request's turn is, and with whom it shares.
 struct SchedulingParams {
-  int32_t priority = 0;      // lower goes first, as vLLM has it; each step is worth some seconds of
-                             // waiting (SchedulerConfig::priority_step), so everybody's turn comes
-  std::string tenant;        // shares the machine fairly with other tenants; "" is one like any
-  std::string cache_domain;  // prefixes are shared within a domain only
+  int32_t priority = 0;     // lower goes first, as vLLM has it; each step is worth some seconds of
+                            // waiting (SchedulerConfig::priority_step), so everybody's turn comes
+  std::string tenant = {};  // shares the machine fairly with other tenants; "" is one like any
+  std::string cache_domain = {};  // prefixes are shared within a domain only
   Clock::time_point deadline =
       Clock::time_point::max();  // ends with DEADLINE_EXCEEDED from then on
 };

@@ -1,6 +1,7 @@
 // Sequence: the engine's own view of a request in progress.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -42,7 +43,8 @@ struct Sequence {
   int64_t num_scheduled_tokens = 0;
   int32_t num_chosen_in_flight = 0;  // tokens that the steps in flight choose
   int32_t num_steps_in_flight = 0;
-  bool ended = false;  // its stream is finished; it stays as long as it is in flight
+  std::vector<int32_t> drafts;  // of the step in flight: guesses at what follows
+  bool ended = false;           // its stream is finished; it stays as long as it is in flight
 
   // While it runs.
   int32_t rank = 0;
@@ -56,6 +58,7 @@ struct Sequence {
   /// Other choices of the same prompt, which start with this one's blocks once the prompt is
   /// computed. They wait and run where this sequence does.
   std::vector<std::unique_ptr<Sequence>> forks;
+  bool forked = false;  // began as one, with another's blocks
 
   // Over its life.
   int64_t max_computed_tokens = 0;  // before a preemption, at most
@@ -69,7 +72,11 @@ struct Sequence {
   }
   int64_t num_known_tokens() const { return static_cast<int64_t>(token_ids.size()); }
   int64_t num_tokens() const { return num_known_tokens() + num_chosen_in_flight; }
-  int64_t num_tokens_to_schedule() const { return num_tokens() - num_scheduled_tokens; }
+  /// The last token that the request may have is never computed itself.
+  int64_t num_tokens_to_schedule() const {
+    const int64_t limit = num_prompt_tokens() + std::max(request->sampling().max_tokens - 1, 0);
+    return std::min(num_tokens(), limit) - num_scheduled_tokens;
+  }
   int64_t num_generated_tokens() const { return num_known_tokens() - num_prompt_tokens(); }
   int64_t max_num_tokens() const { return num_prompt_tokens() + request->sampling().max_tokens; }
 };

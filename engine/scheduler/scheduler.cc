@@ -1,49 +1,11 @@
 #include "engine/scheduler/scheduler.h"
 
 #include <algorithm>
-#include <optional>
+#include <numeric>
 #include <utility>
 
 namespace shoal {
 namespace {
-
-SamplingRow ChooseRow(const Sequence& sequence) {
-  const SamplingParams& params = sequence.request->sampling();
-  return {.temperature = params.temperature,
-          .top_k = params.top_k,
-          .top_p = params.top_p,
-          .min_p = params.min_p,
-          .top_logprobs = params.logprobs,
-          .seed = params.seed,
-          .position = sequence.num_tokens()};
-}
-
-/// Asks for the logprob of the prompt token at `position`.
-SamplingRow PromptRow(const Sequence& sequence, int64_t position) {
-  return {.forced_token = sequence.token_ids[static_cast<size_t>(position)],
-          .top_logprobs = sequence.request->sampling().prompt_logprobs,
-          .position = position};
-}
-
-/// Rows of the tokens [first, first + num_tokens): one for each prompt token that they predict and
-/// whose logprob is wanted and not yet delivered, and one for the next token if all before it are
-/// then computed.
-void AddLogitsRows(const Sequence& sequence, ScheduledSequence& scheduled) {
-  const SamplingParams& params = sequence.request->sampling();
-  const int64_t first = scheduled.first_position;
-  const int64_t end = first + static_cast<int64_t>(scheduled.token_ids.size());
-  if (params.prompt_logprobs >= 0) {
-    const int64_t last = std::min(end, sequence.num_prompt_tokens() - 1);
-    for (int64_t i = std::max(first, sequence.num_prompt_logprobs - 1); i < last; ++i) {
-      scheduled.logits_rows.push_back(static_cast<int32_t>(i - first));
-      scheduled.sampling.push_back(PromptRow(sequence, i + 1));
-    }
-  }
-  if (end == sequence.num_tokens() && params.max_tokens > 0) {
-    scheduled.logits_rows.push_back(static_cast<int32_t>(end - 1 - first));
-    scheduled.sampling.push_back(ChooseRow(sequence));
-  }
-}
 
 TokenOutput MakeOutput(int32_t token_id, const SampledRow& row, int32_t num_top_logprobs) {
   TokenOutput output = {.token_id = token_id};
@@ -59,158 +21,255 @@ TokenOutput MakeOutput(int32_t token_id, const SampledRow& row, int32_t num_top_
 
 }  // namespace
 
-Scheduler::Scheduler(const SchedulerConfig& config, BlockPool* block_pool)
-    : config_(config), block_pool_(block_pool) {}
-
-void Scheduler::Add(std::shared_ptr<Request> request) {
-  waiting_.push_back(std::make_unique<Sequence>(next_sequence_id_++, std::move(request)));
+Scheduler::Scheduler(const SchedulerConfig& config, std::span<BlockPool> block_pools)
+    : config_(config),
+      block_pools_(block_pools),
+      waiting_(config.priority_step),
+      block_copies_(block_pools.size()) {
+  free_slots_.resize(static_cast<size_t>(config.max_num_seqs));
+  std::iota(free_slots_.rbegin(), free_slots_.rend(), 0);
 }
 
-ScheduledBatch Scheduler::Schedule() {
-  SHOAL_CHECK(in_flight_.empty(), "the batch in flight has not been updated");
-  EndCancelled();
-  ScheduledBatch batch;
+void Scheduler::Add(std::vector<std::shared_ptr<Request>> choices) {
+  std::unique_ptr<Sequence> leader;
+  for (std::shared_ptr<Request>& request : choices) {
+    auto sequence = std::make_unique<Sequence>(next_sequence_id_++, std::move(request));
+    if (config_.num_speculative_tokens > 0) {
+      sequence->lookup =
+          std::make_unique<PromptLookup>(config_.prompt_lookup_min, config_.prompt_lookup_max);
+    }
+    // A choice that wants its prompt's logprobs reads the prompt itself.
+    const bool forks = sequence->request->sampling().prompt_logprobs < 0;
+    if (leader == nullptr) {
+      leader = std::move(sequence);
+    } else if (forks) {
+      leader->forks.push_back(std::move(sequence));
+    } else {
+      waiting_.Push(std::move(sequence));
+    }
+  }
+  waiting_.Push(std::move(leader));
+}
+
+ScheduledStep Scheduler::Schedule() {
+  now_ = Clock::now();
+  EndDue();
+  if (!MakeRoom()) return {};
+  StepBuilder step(block_pools_.size(), config_.vocab_size, running_.size() + 1);
+  // Not those of forks made now: what they copy is yet to be written.
+  BlockCopies copies = std::exchange(block_copies_, BlockCopies(block_pools_.size()));
   int64_t budget = config_.max_num_batched_tokens;
-  const auto include = [&](Sequence& sequence, int64_t num_tokens) {
-    Include(sequence, num_tokens, batch);
-    budget -= num_tokens;
-  };
-  // Preemption takes from the end of running_, so those before i stay as they are.
-  for (size_t i = 0; i < running_.size() && budget > 0; ++i) {
+  // Tokens that flow go first; a prompt that is being read never holds them up.
+  for (const bool flows : {true, false}) {
+    for (size_t i = 0, count = running_.size(); i < count && budget > 0; ++i) {
+      Sequence& sequence = *running_[i];
+      if (!CanRun(sequence) || (sequence.num_tokens_to_schedule() == 1) != flows) continue;
+      budget -= Include(sequence, budget, step);
+    }
+  }
+  while (budget > 0) {
+    Sequence* const admitted = Admit(step);
+    if (admitted == nullptr) break;
+    budget -= Include(*admitted, budget, step);
+  }
+  SHOAL_CHECK(!boarding_.empty() || !in_flight_.empty() || idle(),
+              "{} sequences wait and {} run, but none can", waiting_.num_sequences(),
+              running_.size());
+  if (boarding_.empty()) {
+    block_copies_ = std::move(copies);
+    return {};
+  }
+  in_flight_.push_back(std::exchange(boarding_, {}));
+  return step.Finish(std::move(copies));
+}
+
+/// Blocks for the next tokens of all that run, at the cost of those that are the cheapest to
+/// recompute. False: that has to wait until nothing is in flight.
+bool Scheduler::MakeRoom() {
+  for (size_t i = 0; i < running_.size();) {
     Sequence& sequence = *running_[i];
-    const int64_t num_tokens = std::min(sequence.num_uncomputed_tokens(), budget);
-    if (!GrowOrPreempt(sequence, num_tokens)) break;
-    include(sequence, num_tokens);
+    if (Grow(sequence, sequence.num_scheduled_tokens + sequence.num_tokens_to_schedule())) {
+      ++i;
+      continue;
+    }
+    if (!in_flight_.empty()) return false;
+    // It may be this one, or one before it.
+    if (PreemptCheapest(sequence.rank) < i) --i;
   }
-  while (budget > 0 && AdmitNext()) {
-    Sequence& sequence = *running_.back();
-    include(sequence, std::min(sequence.num_uncomputed_tokens(), budget));
-  }
-  SHOAL_CHECK(!batch.empty() || idle(), "{} requests wait and none can run", waiting_.size());
-  return batch;
+  return true;
 }
 
-void Scheduler::EndCancelled() {
-  const auto end_if_cancelled = [this](const std::unique_ptr<Sequence>& sequence) {
-    if (!sequence->request->cancelled()) return false;
-    End(*sequence, FinishReason::kCancel, absl::OkStatus());
-    return true;
+/// Returns its place among the running ones.
+size_t Scheduler::PreemptCheapest(int32_t rank) {
+  size_t cheapest = running_.size();
+  std::pair<bool, int64_t> least;
+  for (size_t i = running_.size(); i-- > 0;) {
+    const Sequence& sequence = *running_[i];
+    if (sequence.rank != rank || sequence.has_reserve) continue;
+    const int64_t blocks = pool(sequence).NumOwnedAlone(sequence.block_table);
+    const std::pair cost(blocks == 0, blocks);  // what frees nothing helps least
+    if (cheapest < running_.size() && cost >= least) continue;
+    cheapest = i;
+    least = cost;
+  }
+  SHOAL_CHECK(cheapest < running_.size(), "rank {} has less room than it has reserved", rank);
+  Preempt(cheapest);
+  return cheapest;
+}
+
+void Scheduler::Preempt(size_t index) {
+  std::unique_ptr<Sequence> sequence = std::move(running_[index]);
+  running_.erase(running_.begin() + static_cast<std::ptrdiff_t>(index));
+  SHOAL_CHECK(sequence->num_steps_in_flight == 0, "sequence {} is in flight", sequence->id);
+  sequence->max_computed_tokens =
+      std::max(sequence->max_computed_tokens, sequence->num_computed_tokens);
+  StopRunning(*sequence);
+  sequence->num_computed_tokens = sequence->num_scheduled_tokens = 0;
+  sequence->num_published_blocks = 0;
+  ++sequence->num_preemptions;
+  ++stats_.num_preemptions;
+  waiting_.PushPreempted(std::move(sequence));
+}
+
+bool Scheduler::CanRun(const Sequence& sequence) const {
+  if (sequence.num_tokens_to_schedule() <= 0) return false;
+  // Drafts and masks build on tokens that are known.
+  const bool needs_known = sequence.lookup != nullptr || sequence.request->sampling().mask;
+  return sequence.num_chosen_in_flight == 0 || !needs_known;
+}
+
+/// Tokens of the sequence that this step computes.
+int64_t Scheduler::Chunk(const Sequence& sequence, int64_t budget) const {
+  const int64_t most = std::min(sequence.num_tokens_to_schedule(), budget);
+  const bool is_alone = running_.size() == 1 && waiting_.empty();
+  if (is_alone) return most;
+  const int64_t threshold = config_.long_prefill_token_threshold > 0
+                                ? config_.long_prefill_token_threshold
+                                : (config_.max_num_batched_tokens + 1) / 2;
+  return std::min(most, threshold);
+}
+
+/// Guesses what follows the known tokens, as far as there is room without taking any from others.
+void Scheduler::Draft(Sequence& sequence, int64_t max_drafts) {
+  const int64_t limit = sequence.max_num_tokens() - 1 - sequence.num_tokens();
+  max_drafts = std::min({max_drafts, limit, int64_t{config_.num_speculative_tokens}});
+  const SamplingParams& params = sequence.request->sampling();
+  if (max_drafts <= 0 || params.mask != nullptr || !sequence.forks.empty()) return;
+  sequence.lookup->Propose(sequence.token_ids, max_drafts, sequence.drafts);
+  if (!Grow(sequence, sequence.num_tokens() + std::ssize(sequence.drafts))) {
+    sequence.drafts.clear();
+  }
+  if (sequence.drafts.empty()) return;
+  ++stats_.num_drafts;
+  stats_.drafted_tokens += std::ssize(sequence.drafts);
+}
+
+/// Adds the sequence's next tokens to the step, and its drafts; returns their number.
+int64_t Scheduler::Include(Sequence& sequence, int64_t budget, StepBuilder& step) {
+  int64_t num_tokens = Chunk(sequence, budget);
+  const bool completes = sequence.num_scheduled_tokens + num_tokens == sequence.num_tokens();
+  if (completes && sequence.lookup != nullptr) Draft(sequence, budget - num_tokens);
+  const int64_t num_rows = step.Add(sequence, num_tokens, sequence.drafts);
+  const bool chooses = completes && sequence.request->sampling().max_tokens > 0;
+  CountTokens(sequence, num_tokens);
+  num_tokens += std::ssize(sequence.drafts);
+  boarding_.push_back({&sequence, sequence.num_scheduled_tokens, num_tokens, num_rows, chooses});
+  sequence.num_scheduled_tokens += num_tokens;
+  sequence.num_chosen_in_flight += chooses ? 1 : 0;
+  ++sequence.num_steps_in_flight;
+  if (chooses && !sequence.forks.empty()) AdmitForks(sequence, step);
+  return num_tokens;
+}
+
+void Scheduler::CountTokens(const Sequence& sequence, int64_t num_tokens) {
+  const int64_t begin = sequence.num_scheduled_tokens;
+  const int64_t end = begin + num_tokens;
+  const auto below = [&](int64_t limit) {
+    return std::clamp<int64_t>(limit - begin, 0, num_tokens);
   };
-  std::erase_if(running_, end_if_cancelled);
-  std::erase_if(waiting_, end_if_cancelled);
-}
-
-/// Moves the first waiting sequence to the running ones if it may run now.
-bool Scheduler::AdmitNext() {
-  if (waiting_.empty() || std::ssize(running_) >= config_.max_num_seqs) return false;
-  Sequence& sequence = *waiting_.front();
-  if (!FindBlocksForAllTokens(sequence)) return false;
-  if (sequence.num_preemptions == 0) sequence.first_scheduled = Clock::now();
-  running_.push_back(std::move(waiting_.front()));
-  waiting_.pop_front();
-  return true;
-}
-
-/// Gives the sequence blocks for all its tokens, those of the prefix index first, and leaves one
-/// free block to each running sequence, so that the next few tokens do not preempt what was just
-/// admitted.
-bool Scheduler::FindBlocksForAllTokens(Sequence& sequence) {
-  // At least one token must be computed, to have logits; with prompt logprobs all must be.
-  const bool lookup = sequence.request->sampling().prompt_logprobs < 0;
-  const int64_t max_found = lookup ? sequence.num_tokens() - 1 : 0;
-  const int64_t found =
-      block_pool_->MatchPrefix(sequence.token_ids, max_found, sequence.block_table);
-  if (!block_pool_->Grow(sequence.block_table, sequence.num_tokens()) ||
-      block_pool_->num_free() < std::ssize(running_)) {
-    block_pool_->Release(sequence.block_table);
-    return false;
+  const int64_t prefill = below(sequence.num_prompt_tokens());
+  const int64_t again = below(sequence.max_computed_tokens);
+  const bool reads = end < sequence.num_tokens() || prefill > 0 || again > 0;
+  if (boarding_.empty()) {
+    stats_.step_prefills = stats_.step_decodes = 0;
+    stats_.step_prefill_tokens = stats_.step_decode_tokens = 0;
   }
-  sequence.num_computed_tokens = found;
-  sequence.num_published_blocks = found / block_pool_->block_size();
-  if (sequence.num_preemptions == 0) {
-    sequence.num_cached_tokens = static_cast<int32_t>(found);
-    if (lookup) block_pool_->CountLookup(sequence.num_tokens(), found);
+  stats_.step_prefills += reads ? 1 : 0;
+  stats_.step_decodes += reads ? 0 : 1;
+  stats_.step_prefill_tokens += reads ? num_tokens : 0;
+  stats_.step_decode_tokens += reads ? 0 : num_tokens;
+  stats_.prefill_tokens += prefill;
+  stats_.decode_tokens += num_tokens - prefill;
+  stats_.recomputed_tokens += again;
+  sequence.tenant->service_tokens += num_tokens - again;
+}
+
+void Scheduler::Update(const StepResult& result) {
+  SHOAL_CHECK(result.status.ok() && !in_flight_.empty(), "a result of a step that runs");
+  now_ = Clock::now();
+  const std::vector<Flight> flights = std::move(in_flight_.front());
+  in_flight_.pop_front();
+  std::vector<std::span<const SampledRow>> rows(result.rows.begin(), result.rows.end());
+  rows.resize(block_pools_.size());
+  for (const Flight& flight : flights) {
+    Sequence& sequence = *flight.sequence;
+    std::span<const SampledRow>& left = rows[static_cast<size_t>(sequence.rank)];
+    const auto num_rows = static_cast<size_t>(flight.num_rows);
+    SHOAL_CHECK(left.size() >= num_rows, "rank {} gave too few rows", sequence.rank);
+    --sequence.num_steps_in_flight;
+    sequence.num_chosen_in_flight -= flight.chooses ? 1 : 0;
+    if (sequence.ended) {
+      stats_.discarded_tokens += flight.num_tokens;
+      some_ended_ = true;
+    } else {
+      Advance(sequence, flight, left.first(num_rows));
+      sequence.request->stream().Notify();
+    }
+    left = left.subspan(num_rows);
   }
-  return true;
+  for (const auto& left : rows) SHOAL_CHECK(left.empty(), "a rank gave {} rows more", left.size());
+  Sweep();
 }
 
-/// Gives the sequence blocks for `num_tokens` more tokens, at the cost of younger ones. False if it
-/// is itself the youngest and had to give way.
-bool Scheduler::GrowOrPreempt(Sequence& sequence, int64_t num_tokens) {
-  while (!block_pool_->Grow(sequence.block_table, sequence.num_computed_tokens + num_tokens)) {
-    const bool is_youngest = running_.back().get() == &sequence;
-    PreemptYoungest();
-    if (is_youngest) return false;
-  }
-  return true;
-}
-
-void Scheduler::PreemptYoungest() {
-  Sequence& sequence = *running_.back();
-  block_pool_->Release(sequence.block_table);
-  sequence.num_computed_tokens = 0;
-  sequence.num_published_blocks = 0;
-  ++sequence.num_preemptions;
-  ++num_preemptions_;
-  waiting_.push_front(std::move(running_.back()));
-  running_.pop_back();
-}
-
-void Scheduler::Include(Sequence& sequence, int64_t num_tokens, ScheduledBatch& batch) {
-  ScheduledSequence& scheduled = batch.sequences.emplace_back();
-  scheduled.sequence_id = sequence.id;
-  scheduled.first_position = sequence.num_computed_tokens;
-  const auto first = sequence.token_ids.begin() + sequence.num_computed_tokens;
-  scheduled.token_ids.assign(first, first + num_tokens);
-  scheduled.block_table = sequence.block_table;
-  AddLogitsRows(sequence, scheduled);
-  sequence.num_scheduled_tokens = num_tokens;
-  in_flight_.push_back({&sequence, scheduled.logits_rows.size()});
-}
-
-StepTokens Scheduler::Update(const StepResult& result) {
-  SHOAL_CHECK(result.status.ok(), "a failed step has no rows");
-  std::span<const SampledRow> rows = result.rows;
-  StepTokens step;
-  for (const auto& [sequence, num_rows] : in_flight_) {
-    SHOAL_CHECK(rows.size() >= num_rows, "the step gave too few rows");
-    const int64_t generated_before = sequence->num_generated_tokens();
-    Advance(*sequence, rows.first(num_rows));
-    sequence->request->stream().Notify();
-    rows = rows.subspan(num_rows);
-    step.generation += sequence->num_generated_tokens() - generated_before;
-    const bool prompt_complete = sequence->num_computed_tokens >= sequence->num_prompt_tokens();
-    if (prompt_complete && generated_before == 0) step.prompt += sequence->num_prompt_tokens();
-  }
-  SHOAL_CHECK(rows.empty(), "the step gave {} rows too many", rows.size());
-  in_flight_.clear();
-  std::erase_if(running_, [](const auto& sequence) {
-    return sequence->request->stream().finish() != nullptr;
-  });
-  return step;
-}
-
-/// The scheduled tokens of the sequence are computed and gave `rows`.
-void Scheduler::Advance(Sequence& sequence, std::span<const SampledRow> rows) {
-  sequence.num_computed_tokens += std::exchange(sequence.num_scheduled_tokens, 0);
-  for (const SampledRow& row : rows) {
+/// The tokens of the flight are computed and gave `rows`.
+void Scheduler::Advance(Sequence& sequence, const Flight& flight,
+                        std::span<const SampledRow> rows) {
+  const size_t num_choices = flight.chooses ? 1 + sequence.drafts.size() : 0;
+  const std::span<const SampledRow> prompt_rows = rows.first(rows.size() - num_choices);
+  const int64_t num_drafts = std::ssize(sequence.drafts);
+  sequence.num_computed_tokens = flight.first_position + flight.num_tokens - num_drafts;
+  for (const SampledRow& row : prompt_rows) {
     if (row.token_id >= 0) continue;
-    const std::string error =
-        fmt::format("request {}: the model gave non-finite logits by token {}",
-                    sequence.request->id(), sequence.num_computed_tokens);
-    return End(sequence, FinishReason::kError, absl::InternalError(error));
+    return EndUnchosen(sequence, row);
   }
   const SamplingParams& params = sequence.request->sampling();
-  const bool all_computed = sequence.num_uncomputed_tokens() == 0;
-  const bool generates = all_computed && params.max_tokens > 0;
-  if (params.prompt_logprobs >= 0) {
-    DeliverPromptLogprobs(sequence, rows.first(rows.size() - (generates ? 1 : 0)));
+  if (params.prompt_logprobs >= 0) DeliverPromptLogprobs(sequence, prompt_rows);
+  if (flight.chooses) return TakeChoices(sequence, rows.last(num_choices));
+  const bool is_all = sequence.num_computed_tokens == sequence.num_prompt_tokens();
+  if (!is_all || params.max_tokens > 0) return;
+  stats_.prompt_tokens += sequence.num_prompt_tokens();
+  End(sequence, FinishReason::kLength, absl::OkStatus());
+}
+
+/// The first row chose the next token; each other one what follows a draft, which counts as long as
+/// the draft was right.
+void Scheduler::TakeChoices(Sequence& sequence, std::span<const SampledRow> rows) {
+  const std::vector<int32_t> drafts = std::exchange(sequence.drafts, {});
+  if (sequence.num_generated_tokens() == 0 && !sequence.forked) {
+    stats_.prompt_tokens += sequence.num_prompt_tokens();
   }
-  if (generates) {
-    AppendToken(sequence, rows.back());
-  } else if (all_computed) {
-    End(sequence, FinishReason::kLength, absl::OkStatus());
+  for (size_t i = 0; i < rows.size(); ++i) {
+    if (rows[i].token_id < 0) return EndUnchosen(sequence, rows[i]);
+    AppendToken(sequence, rows[i]);
+    if (sequence.ended || i == drafts.size() || rows[i].token_id != drafts[i]) break;
+    ++sequence.num_computed_tokens;
+    ++stats_.accepted_tokens;
+    ++stats_.decode_tokens;
+    ++sequence.tenant->service_tokens;
   }
+  if (drafts.empty()) return;
+  stats_.discarded_tokens += sequence.num_scheduled_tokens - sequence.num_computed_tokens;
+  sequence.num_scheduled_tokens = sequence.num_computed_tokens;
 }
 
 void Scheduler::DeliverPromptLogprobs(Sequence& sequence, std::span<const SampledRow> rows) {
@@ -226,39 +285,20 @@ void Scheduler::DeliverPromptLogprobs(Sequence& sequence, std::span<const Sample
 
 void Scheduler::AppendToken(Sequence& sequence, const SampledRow& row) {
   // Not before a token came out finite: it saw all that these blocks hold.
-  block_pool_->Publish(sequence.token_ids, sequence.num_computed_tokens, sequence.block_table,
-                       sequence.num_published_blocks);
+  pool(sequence).Publish(sequence.request->scheduling().cache_domain, sequence.token_ids,
+                         sequence.num_computed_tokens, sequence.block_table,
+                         sequence.num_published_blocks);
   const SamplingParams& params = sequence.request->sampling();
   sequence.token_ids.push_back(row.token_id);
+  ++stats_.generation_tokens;
   TokenOutput output = MakeOutput(row.token_id, row, params.logprobs);
-  output.time = Clock::now();
+  output.time = now_;
   sequence.request->stream().Append(std::move(output));
   if (std::ranges::find(params.stop_token_ids, row.token_id) != params.stop_token_ids.end()) {
     End(sequence, FinishReason::kStop, absl::OkStatus());
   } else if (sequence.num_generated_tokens() >= params.max_tokens) {
     End(sequence, FinishReason::kLength, absl::OkStatus());
   }
-}
-
-void Scheduler::AbortAll(const absl::Status& status) {
-  in_flight_.clear();
-  for (const auto& sequence : running_) End(*sequence, FinishReason::kError, status);
-  for (const auto& sequence : waiting_) End(*sequence, FinishReason::kError, status);
-  running_.clear();
-  waiting_.clear();
-}
-
-void Scheduler::End(Sequence& sequence, FinishReason reason, const absl::Status& status) {
-  block_pool_->Release(sequence.block_table);
-  TokenStream& stream = sequence.request->stream();
-  stream.Finish({reason, status, sequence.num_cached_tokens, sequence.first_scheduled});
-  stream.Notify();
-}
-
-SchedulerStats Scheduler::stats() const {
-  return {.num_waiting = static_cast<int32_t>(waiting_.size()),
-          .num_running = static_cast<int32_t>(running_.size()),
-          .num_preemptions = num_preemptions_};
 }
 
 }  // namespace shoal

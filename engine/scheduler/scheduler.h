@@ -10,7 +10,9 @@
 
 #include "engine/kvcache/block_pool.h"
 #include "engine/request/sequence.h"
+#include "engine/scheduler/length_forecast.h"
 #include "engine/scheduler/scheduled_batch.h"
+#include "engine/scheduler/step_builder.h"
 #include "engine/scheduler/waiting_queue.h"
 
 namespace shoal {
@@ -31,8 +33,8 @@ struct SchedulerConfig {
 struct SchedulerStats {
   int32_t num_waiting = 0;         // sequences
   int64_t num_waiting_tokens = 0;  // of them
-  int32_t num_running = 0;
-  int64_t num_ended = 0;  // requests
+  int32_t num_running = 0;         // or ended, but still in flight
+  int64_t num_ended = 0;           // requests
   int64_t num_preemptions = 0;
 
   // Tokens that steps computed, by what they were to their sequence.
@@ -66,7 +68,6 @@ class Scheduler {
 
   /// `block_pools`, one per rank, outlive the scheduler. Any of them holds the longest sequence.
   Scheduler(const SchedulerConfig& config, std::span<BlockPool> block_pools);
-  ~Scheduler();
 
   /// Takes the choices of one call into the queue. The caller has checked that each can ever fit.
   void Add(std::vector<std::shared_ptr<Request>> choices);
@@ -96,14 +97,71 @@ class Scheduler {
   struct Flight {
     Sequence* sequence;
     int64_t first_position;
-    int64_t num_tokens;
-    int64_t num_rows;    // of the rank's result, the next ones
-    int32_t num_drafts;  // the last of its tokens
-    bool chooses;        // the last 1 + num_drafts rows choose tokens
+    int64_t num_tokens;  // drafts included
+    int64_t num_rows;    // of its rank's result, the next ones
+    bool chooses;        // the last rows, one and one for each draft, choose tokens
   };
-  class StepBuilder;
+  using BlockCopies = std::vector<std::vector<BlockCopy>>;  // by rank
+  using Sequences = std::vector<std::unique_ptr<Sequence>>;
 
-  // To be written with the code.
+  BlockPool& pool(const Sequence& sequence) const {
+    return block_pools_[static_cast<size_t>(sequence.rank)];
+  }
+
+  // Parts of Schedule().
+  bool MakeRoom();
+  size_t PreemptCheapest(int32_t rank);
+  void Preempt(size_t index);
+  bool CanRun(const Sequence& sequence) const;
+  int64_t Include(Sequence& sequence, int64_t budget, StepBuilder& step);
+  int64_t Chunk(const Sequence& sequence, int64_t budget) const;
+  void Draft(Sequence& sequence, int64_t max_drafts);
+  void CountTokens(const Sequence& sequence, int64_t num_tokens);
+
+  // Admission.
+  Sequence* Admit(StepBuilder& step);
+  std::vector<int32_t> RanksByRoom(const Sequence& sequence) const;
+  bool TakeBlocks(Sequence& sequence, int32_t rank);
+  bool LeavesRoom(const Sequence& sequence) const;
+  int64_t NumExpectedBlocks(const Sequence& sequence) const;
+  void AdmitForks(Sequence& leader, StepBuilder& step);
+  bool Fork(const Sequence& leader, Sequence& fork);
+  void BeginRunning(Sequence& sequence);
+  void StopRunning(Sequence& sequence);
+  bool Grow(Sequence& sequence, int64_t num_tokens);
+  void ReleaseBlocks(Sequence& sequence);
+
+  // Parts of Update().
+  void Advance(Sequence& sequence, const Flight& flight, std::span<const SampledRow> rows);
+  void TakeChoices(Sequence& sequence, std::span<const SampledRow> rows);
+  void DeliverPromptLogprobs(Sequence& sequence, std::span<const SampledRow> rows);
+  void AppendToken(Sequence& sequence, const SampledRow& row);
+
+  // Ends.
+  void EndDue();
+  bool EndIfDue(Sequence& sequence);
+  void EndUnchosen(Sequence& sequence, const SampledRow& row);
+  void End(Sequence& sequence, FinishReason reason, const absl::Status& status);
+  void Sweep();
+  void Requeue(Sequence& leader);
+
+  const SchedulerConfig config_;
+  const std::span<BlockPool> block_pools_;  // by rank
+  WaitingQueue waiting_;
+  Sequences running_;  // in the order of their admission
+  Sequences leaving_;  // ended, but in flight
+  std::deque<std::vector<Flight>> in_flight_;
+  std::vector<Flight> boarding_;  // of the step that is being made
+  BlockCopies block_copies_;      // for the next step
+  std::vector<int32_t> free_slots_;
+  LengthForecast forecast_;
+  Clock::time_point now_;  // of the call
+  bool some_ended_ = false;
+  int64_t num_releases_ = 0;  // times that blocks came back
+  int64_t blocked_id_ = -1;   // the sequence that found no room, and when
+  int64_t blocked_at_ = -1;   // num_releases_
+  int64_t next_sequence_id_ = 0;
+  SchedulerStats stats_;
 };
 
 }  // namespace shoal

@@ -4,7 +4,6 @@
 #include <absl/container/flat_hash_map.h>
 
 #include <cstdint>
-#include <deque>
 #include <functional>
 #include <memory>
 #include <string>
@@ -14,19 +13,25 @@
 
 namespace shoal {
 
-/// Sequences that wait. Those that were preempted go first, in the order of their turns. Of the
-/// others it is the turn of the tenant that has been served least (virtual token counter, arXiv
-/// 2401.00588: who comes back after a pause starts level with those who are served least, so no
-/// tenant saves up service and none starves), and of its sequences that which came first, where
-/// each step of priority counts as `priority_step` of waiting (so low priority waits longer, but
-/// not for ever). A tenant cannot get ahead of another by its priorities. Thread: engine.
+/// Sequences that wait, and the tenants of all that wait or run. Those that were preempted go
+/// first, in the order of their turns. Of the others it is the turn of the tenant that has been
+/// served least (virtual token counter, arXiv 2401.00588: who comes back after a pause starts level
+/// with those who are served least, so no tenant saves up service and none starves), and of its
+/// sequences that which came first, where each step of priority counts as `priority_step` of
+/// waiting (so low priority waits longer, but not for ever). A tenant cannot get ahead of another
+/// by its priorities. Thread: engine.
 class WaitingQueue {
  public:
+  /// Beyond so many tenants that neither wait nor run, those served least are forgotten.
+  static constexpr size_t kMaxIdleTenants = 1024;
+
   explicit WaitingQueue(Clock::duration priority_step) : priority_step_(priority_step) {}
 
-  /// Takes a sequence, with its forks, that has not run yet, and sets its tenant.
+  /// Takes a sequence, with its forks, that has not run yet, and sets its tenant and theirs; which
+  /// stays where it is as long as it has a sequence here or counts one that runs.
   void Push(std::unique_ptr<Sequence> sequence);
-  /// Takes one back that ran.
+  /// Takes one back that ran, or a fork whose turn came with another's; none of its tokens are in
+  /// flight.
   void PushPreempted(std::unique_ptr<Sequence> sequence);
 
   /// Whose turn it is, or null.
@@ -49,14 +54,31 @@ class WaitingQueue {
   std::vector<Tenant> Tenants() const;
 
  private:
+  using Sequences = std::vector<std::unique_ptr<Sequence>>;  // a heap, see IsAfter()
+
   struct Line {
     Tenant tenant;
-    std::vector<std::unique_ptr<Sequence>> waiting;  // a heap by ComesBefore
+    Sequences waiting;
   };
+
+  /// For the standard library, which keeps the greatest element at the front of a heap.
+  auto IsAfter() const {
+    return [this](const auto& a, const auto& b) { return ComesBefore(*b, *a); };
+  }
+  static bool IsInUse(const Tenant& tenant) {
+    return tenant.num_waiting > 0 || tenant.num_running > 0;
+  }
+
+  Line& Activate(const std::string& tenant);
+  void ForgetIdle();
+  Line* Next();
+  void Insert(Sequences& heap, std::unique_ptr<Sequence> sequence);
+  void Count(const Sequence& sequence, int sign);
 
   const Clock::duration priority_step_;
   absl::flat_hash_map<std::string, std::unique_ptr<Line>> lines_;  // by tenant
-  std::deque<std::unique_ptr<Sequence>> preempted_;                // by ComesBefore
+  std::vector<Line*> active_;  // those in use, and some that were until lately
+  Sequences preempted_;
   int32_t num_sequences_ = 0;
   int64_t num_tokens_ = 0;
 };

@@ -17,7 +17,7 @@ class Cpu {
     for (int i = 0; i < pool->num_threads(); ++i) workspaces_.emplace_back(used);
   }
 
-  /// At least `count` floats for one thread, uninitialised, valid until it asks again.
+  /// At least `count` floats for one thread, of any value, valid until it asks again.
   float* Workspace(int thread, int64_t count) { return workspaces_[thread].Reserve(count); }
 
   ThreadPool* const pool;

@@ -1,5 +1,7 @@
 #include "kernels/cpu/cpu_backend.h"
 
+#include <utility>
+
 #include "kernels/comm/single_rank.h"
 #include "kernels/cpu/cpu_device.h"
 #include "kernels/cpu/cpu_ops.h"
@@ -7,7 +9,8 @@
 
 namespace shoal {
 
-absl::StatusOr<Backend> MakeCpuBackend(const CpuBackendOptions& options) {
+absl::StatusOr<Backend> MakeCpuBackend(const CpuBackendOptions& options,
+                                       std::unique_ptr<Communicator> communicator) {
   if (options.num_threads < 0 || options.num_threads > ThreadPool::kMaxThreads) {
     return absl::InvalidArgumentError(fmt::format("num_threads is {}, must be from 0 to {}",
                                                   options.num_threads, ThreadPool::kMaxThreads));
@@ -23,9 +26,10 @@ absl::StatusOr<Backend> MakeCpuBackend(const CpuBackendOptions& options) {
       options.memory_limit_bytes > 0 ? options.memory_limit_bytes : AvailableMemoryBytes();
   const auto pool = std::make_shared<ThreadPool>(num_threads);
   const auto used = std::make_shared<UsedBytes>(0);
+  if (communicator == nullptr) communicator = std::make_unique<SingleRank>();
   return Backend{.device = std::make_unique<CpuDevice>(pool, limit_bytes, used),
                  .ops = std::make_unique<CpuOps>(pool, BestIsa(), used),
-                 .communicator = std::make_unique<SingleRank>()};
+                 .communicator = std::move(communicator)};
 }
 
 }  // namespace shoal

@@ -14,7 +14,10 @@ struct CpuBackendOptions {
                                    // at the start
 };
 
-/// A single-rank backend. RESOURCE_EXHAUSTED or INVALID_ARGUMENT name the option at fault.
-absl::StatusOr<Backend> MakeCpuBackend(const CpuBackendOptions& options);
+/// The backend of one rank; without a communicator, of the group of one. Ranks of one process each
+/// need their share of the memory as a limit. RESOURCE_EXHAUSTED or INVALID_ARGUMENT name the
+/// option at fault.
+absl::StatusOr<Backend> MakeCpuBackend(const CpuBackendOptions& options,
+                                       std::unique_ptr<Communicator> communicator = nullptr);
 
 }  // namespace shoal

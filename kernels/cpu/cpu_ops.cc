@@ -1,8 +1,8 @@
 #include "kernels/cpu/cpu_ops.h"
 
-#include <cstring>
 #include <utility>
 
+#include "kernels/cpu/copy.h"
 #include "kernels/cpu/norm.h"
 #include "kernels/cpu/routing.h"
 
@@ -43,19 +43,16 @@ void CheckAttention(const Tensor& qkv, const AttentionMeta& meta, const Attentio
   CheckShape("positions", meta.positions, DType::kInt32, {num_tokens});
 }
 
-/// out[i] = table[ids[i]], rows of row_bytes; table has num_rows.
-void CopyRows(ThreadPool& pool, const void* table, int64_t num_rows, const Tensor& ids,
-              const Tensor& out) {
-  const int64_t row_bytes = out.shape[1] * SizeOf(out.dtype);
-  const auto* row_ids = ids.as<const int32_t>();
-  const auto* from = static_cast<const std::byte*>(table);
-  auto* to = out.as<std::byte>();
-  pool.ParallelFor(out.shape[0], GrainFor(row_bytes), [=](int64_t begin, int64_t end, int) {
-    for (int64_t i = begin; i < end; ++i) {
-      SHOAL_CHECK(row_ids[i] >= 0 && row_ids[i] < num_rows, "row {} of {}", row_ids[i], num_rows);
-      std::memcpy(to + i * row_bytes, from + row_ids[i] * row_bytes, row_bytes);
-    }
-  });
+void CheckSampling(const Tensor& logits, const SamplingInputs& inputs, const Tensor& out) {
+  CheckShape("logits", logits, DType::kFloat32, {-1, -1});
+  const int64_t num_rows = logits.shape[0], vocab = logits.shape[1];
+  CheckShape("rows", inputs.rows, DType::kByte, {num_rows * int64_t{sizeof(SamplingRow)}});
+  CheckShape("history", inputs.history, DType::kInt32, {-1, -1});
+  if (!inputs.biases.empty()) CheckShape("biases", inputs.biases, DType::kByte, {-1});
+  if (!inputs.masks.empty()) {
+    CheckShape("masks", inputs.masks, DType::kInt32, {-1, (vocab + 31) / 32});
+  }
+  CheckShape("out", out, DType::kByte, {num_rows * int64_t{sizeof(SampledRow)}});
 }
 
 }  // namespace
@@ -73,13 +70,13 @@ CpuOps::CpuOps(std::shared_ptr<ThreadPool> pool, Isa isa, std::shared_ptr<UsedBy
 void CpuOps::Embed(const Tensor& token_ids, const Weight& table, const Tensor& out) {
   CheckShape("token_ids", token_ids, DType::kInt32, {-1});
   CheckShape("out", out, table.dtype, {token_ids.shape[0], table.in_features});
-  CopyRows(*pool_, table.data, table.out_features, token_ids, out);
+  CopyRows(cpu_, table.data, table.out_features, token_ids, out);
 }
 
 void CpuOps::GatherRows(const Tensor& x, const Tensor& row_ids, const Tensor& out) {
   CheckShape("row_ids", row_ids, DType::kInt32, {-1});
   CheckShape("out", out, x.dtype, {row_ids.shape[0], x.shape[1]});
-  CopyRows(*pool_, x.data, x.shape[0], row_ids, out);
+  CopyRows(cpu_, x.data, x.shape[0], row_ids, out);
 }
 
 void CpuOps::AddRmsNorm(const Tensor& delta, const Tensor& residual, const Tensor& weight,
@@ -140,12 +137,12 @@ void CpuOps::RouteTopK(const Tensor& x, const Weight& router, bool renormalize,
   RouteRows(cpu_, values, num_experts, renormalize, routing);
 }
 
-void CpuOps::ExpertFfn(const Tensor& x, const Routing& routing, const LocalExperts& experts,
+void CpuOps::ExpertFfn(const Tensor& x, const Tensor& expert_ids, const LocalExperts& experts,
                        const Tensor& rows) {
   CheckWeight("experts", x, experts.weights.dtype, experts.weights.hidden_size);
-  CheckShape("expert_ids", routing.expert_ids, DType::kInt32, {x.shape[0], -1});
-  CheckShape("rows", rows, x.dtype, {x.shape[0], routing.expert_ids.shape[1], x.shape[1]});
-  ffn_.RunRouted(cpu_, x, routing, experts, rows);
+  CheckShape("expert_ids", expert_ids, DType::kInt32, {x.shape[0], -1});
+  CheckShape("rows", rows, x.dtype, {x.shape[0], expert_ids.shape[1], x.shape[1]});
+  ffn_.RunRouted(cpu_, x, expert_ids, experts, rows);
 }
 
 void CpuOps::Combine(const Tensor& rows, const Routing& routing, const Tensor& shared,
@@ -159,15 +156,41 @@ void CpuOps::Combine(const Tensor& rows, const Routing& routing, const Tensor& s
   CombineRows(cpu_, rows, routing, shared, residual);
 }
 
-void CpuOps::Sample(const Tensor& logits, const Tensor& rows, const Tensor& out) {
-  CheckShape("logits", logits, DType::kFloat32, {-1, -1});
+void CpuOps::MapIds(const Tensor& ids, const Tensor& table, const Tensor& out) {
+  CheckShape("table", table, DType::kInt32, {-1});
+  SHOAL_CHECK(ids.dtype == DType::kInt32 && out.dtype == DType::kInt32 && ids.rank == out.rank &&
+                  ids.shape == out.shape,
+              "ids are {} of rank {}, out {} of rank {}, or their shapes differ", Name(ids.dtype),
+              ids.rank, Name(out.dtype), out.rank);
+  MapIdsByTable(cpu_, ids, table, out);
+}
+
+void CpuOps::CopyBlocks(const Tensor& kv, const Tensor& copies) {
+  CheckShape("kv", kv, kv.dtype, {-1, 2, -1, -1, -1});
+  CheckShape("copies", copies, DType::kByte, {-1});
+  CopyKvBlocks(cpu_, kv, copies);
+}
+
+void CpuOps::ResolveTokens(const Tensor& token_ids, const Tensor& slots, const Tensor& positions,
+                           const Tensor& history) {
+  CheckShape("token_ids", token_ids, DType::kInt32, {-1});
+  CheckShape("slots", slots, DType::kInt32, {token_ids.shape[0]});
+  CheckShape("positions", positions, DType::kInt32, {token_ids.shape[0]});
+  CheckShape("history", history, DType::kInt32, {-1, -1});
+  ResolveTokensByHistory(token_ids, slots, positions, history);
+}
+
+void CpuOps::Sample(const Tensor& logits, const SamplingInputs& inputs, const Tensor& out) {
+  CheckSampling(logits, inputs, out);
   const int64_t num_rows = logits.shape[0], vocab = logits.shape[1];
-  CheckShape("rows", rows, DType::kByte, {num_rows * static_cast<int64_t>(sizeof(SamplingRow))});
-  CheckShape("out", out, DType::kByte, {num_rows * static_cast<int64_t>(sizeof(SampledRow))});
+  for (RowSampler& sampler : samplers_) sampler.Reserve(vocab);
   pool_->ParallelFor(num_rows, GrainFor(vocab), [&](int64_t begin, int64_t end, int thread) {
     for (int64_t i = begin; i < end; ++i) {
-      out.as<SampledRow>()[i] = samplers_[thread].Sample(
-          cpu_.isa, logits.as<const float>() + i * vocab, vocab, rows.as<const SamplingRow>()[i]);
+      const SamplingRow& row = inputs.rows.as<const SamplingRow>()[i];
+      SampledRow& sampled = out.as<SampledRow>()[i];
+      sampled = samplers_[thread].Sample(cpu_.isa, logits.as<const float>() + i * vocab, vocab, row,
+                                         inputs);
+      if (row.recorded) HistoryEntry(inputs.history, row.slot, row.position) = sampled.token_id;
     }
   });
 }

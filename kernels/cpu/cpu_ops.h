@@ -32,12 +32,16 @@ class CpuOps final : public Ops {
   void DenseFfn(const Tensor& x, const FfnWeights& weights, const Tensor& out) override;
   void RouteTopK(const Tensor& x, const Weight& router, bool renormalize,
                  const Routing& routing) override;
-  void ExpertFfn(const Tensor& x, const Routing& routing, const LocalExperts& experts,
+  void ExpertFfn(const Tensor& x, const Tensor& expert_ids, const LocalExperts& experts,
                  const Tensor& rows) override;
   void Combine(const Tensor& rows, const Routing& routing, const Tensor& shared,
                const Tensor& residual) override;
   void GatherRows(const Tensor& x, const Tensor& row_ids, const Tensor& out) override;
-  void Sample(const Tensor& logits, const Tensor& rows, const Tensor& out) override;
+  void MapIds(const Tensor& ids, const Tensor& table, const Tensor& out) override;
+  void CopyBlocks(const Tensor& kv, const Tensor& copies) override;
+  void ResolveTokens(const Tensor& token_ids, const Tensor& slots, const Tensor& positions,
+                     const Tensor& history) override;
+  void Sample(const Tensor& logits, const SamplingInputs& inputs, const Tensor& out) override;
 
  private:
   const std::shared_ptr<ThreadPool> pool_;

@@ -37,18 +37,18 @@ void FfnRunner::RunDense(Cpu& cpu, const Tensor& x, const FfnWeights& weights, c
   RunGroups(cpu, weights, out);
 }
 
-void FfnRunner::RunRouted(Cpu& cpu, const Tensor& x, const Routing& routing,
+void FfnRunner::RunRouted(Cpu& cpu, const Tensor& x, const Tensor& expert_ids,
                           const LocalExperts& experts, const Tensor& rows) {
-  GroupByExpert(float_rows_.Widen(x, *cpu.pool), routing, experts);
+  GroupByExpert(float_rows_.Widen(x, *cpu.pool), expert_ids, experts);
   RunGroups(cpu, experts.weights, rows);
 }
 
 /// Orders the (token, k) pairs of local experts by expert, then as they come: a counting sort.
-void FfnRunner::GroupByExpert(const float* const* x, const Routing& routing,
+void FfnRunner::GroupByExpert(const float* const* x, const Tensor& expert_ids,
                               const LocalExperts& experts) {
-  const int64_t top_k = routing.expert_ids.shape[1];
-  const int64_t num_pairs = routing.expert_ids.num_elements();
-  const auto* ids = routing.expert_ids.as<const int32_t>();
+  const int64_t top_k = expert_ids.shape[1];
+  const int64_t num_pairs = expert_ids.num_elements();
+  const auto* ids = expert_ids.as<const int32_t>();
   const int64_t num_experts = experts.weights.num_experts;
   const auto is_local = [&](int64_t e) { return e >= 0 && e < num_experts; };
   counts_.assign(num_experts, 0);

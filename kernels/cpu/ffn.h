@@ -18,7 +18,7 @@ class FfnRunner {
   void RunDense(Cpu& cpu, const Tensor& x, const FfnWeights& weights, const Tensor& out);
 
   /// Ops::ExpertFfn, shapes already checked.
-  void RunRouted(Cpu& cpu, const Tensor& x, const Routing& routing, const LocalExperts& experts,
+  void RunRouted(Cpu& cpu, const Tensor& x, const Tensor& expert_ids, const LocalExperts& experts,
                  const Tensor& rows);
 
  private:
@@ -29,7 +29,7 @@ class FfnRunner {
     int64_t end = 0;
   };
 
-  void GroupByExpert(const float* const* x, const Routing& routing, const LocalExperts& experts);
+  void GroupByExpert(const float* const* x, const Tensor& expert_ids, const LocalExperts& experts);
   void RunGroups(Cpu& cpu, const FfnWeights& weights, const Tensor& out);
   template <typename T>
   void GateUp(Cpu& cpu, int thread, const FfnWeights& weights, const Group& group, int64_t chunk);

@@ -43,6 +43,7 @@ const float* const* FloatRows::Widen(const Tensor& x, ThreadPool& pool) {
 void MultiplyRows(Cpu& cpu, const float* const* x, const Weight& weight, const Tensor& bias,
                   const Tensor& out) {
   const int64_t num_tokens = out.shape[0], num_rows = out.shape[1], n = weight.in_features;
+  if (num_tokens == 0) return;
   const int64_t grain = GrainFor(ProductBlock::kRows * n * num_tokens);
   const auto store = [&](const ProductBlock& block) {
     float bias_values[ProductBlock::kRows];

@@ -44,6 +44,12 @@ struct HighestLogit {
   }
 };
 
+float FindHighest(Isa isa, const float* logits, int64_t vocab) {
+  float highest = 0;
+  RunKernel<HighestLogit>(isa, {.logits = logits, .n = vocab, .highest = &highest});
+  return highest;
+}
+
 /// out[i] = e^((logits[i] - highest) / temperature) for n logits, out padded to a multiple of 16
 /// (or null); and the sum of them.
 struct ExpLogits {
@@ -95,39 +101,79 @@ void FindTopLogprobs(const float* logits, int64_t vocab, int64_t count, float lo
 
 }  // namespace
 
-SampledRow RowSampler::Sample(Isa isa, const float* logits, int64_t vocab, const SamplingRow& row) {
+void RowSampler::Reserve(int64_t vocab) {
+  editor_.Reserve(vocab);
+  weights_.Reserve(RoundUpToLanes(vocab));
+  candidates_.Reserve(vocab);
+}
+
+SampledRow RowSampler::Sample(Isa isa, const float* logits, int64_t vocab, const SamplingRow& row,
+                              const SamplingInputs& inputs) {
   SHOAL_CHECK(row.forced_token < vocab && row.top_logprobs <= kMaxTopLogprobs,
               "forced token {} of {}, {} top logprobs", row.forced_token, vocab, row.top_logprobs);
   SampledRow out;
-  float highest = 0;
-  RunKernel<HighestLogit>(isa, {.logits = logits, .n = vocab, .highest = &highest});
+  const float highest = FindHighest(isa, logits, vocab);
   if (!std::isfinite(highest)) return out;
-  if (row.forced_token >= 0) {
-    out.token_id = row.forced_token;
-  } else if (row.temperature <= 0) {
-    out.token_id = static_cast<int32_t>(std::find(logits, logits + vocab, highest) - logits);
-  } else {
-    out.token_id = Draw(isa, logits, vocab, highest, row);
-  }
-  if (row.top_logprobs >= 0) {
-    float sum = 0;
-    RunKernel<ExpLogits>(isa, {.logits = logits, .n = vocab, .highest = highest, .sum = &sum});
-    const float log_total = highest + std::log(sum);
-    out.logprob = logits[out.token_id] - log_total;
-    FindTopLogprobs(logits, vocab, row.top_logprobs, log_total, out);
-  }
+  out.token_id =
+      row.forced_token >= 0 ? row.forced_token : Choose(isa, {logits, vocab, highest}, row, inputs);
+  if (out.token_id < 0 || row.top_logprobs < 0) return out;
+  float sum = 0;
+  RunKernel<ExpLogits>(isa, {.logits = logits, .n = vocab, .highest = highest, .sum = &sum});
+  const float log_total = highest + std::log(sum);
+  out.logprob = logits[out.token_id] - log_total;
+  FindTopLogprobs(logits, vocab, row.top_logprobs, log_total, out);
   return out;
 }
 
-/// Scales, drops unlikely tokens (min_p, top_k, top_p), then inverts the distribution function of
-/// the rest, in the order of their ids, at one random number.
-int32_t RowSampler::Draw(Isa isa, const float* logits, int64_t vocab, float highest,
-                         const SamplingRow& row) {
+int32_t RowSampler::Choose(Isa isa, Logits logits, const SamplingRow& row,
+                           const SamplingInputs& inputs) {
+  if (LogitEditor::HasEdits(row)) {
+    logits.values = editor_.Edit(isa, logits.values, logits.vocab, row, inputs);
+    logits.highest = FindHighest(isa, logits.values, logits.vocab);
+    if (!std::isfinite(logits.highest)) return SampledRow::kNoneAllowed;
+  }
+  if (row.temperature > 0) return Draw(isa, logits, row);
+  const float* end = logits.values + logits.vocab;
+  return static_cast<int32_t>(std::find(logits.values, end, logits.highest) - logits.values);
+}
+
+/// Drops unlikely tokens, then inverts the distribution function of the rest, in the order of their
+/// ids, at one random number.
+int32_t RowSampler::Draw(Isa isa, const Logits& logits, const SamplingRow& row) {
+  double total = 0;
+  std::span<Candidate> candidates = LikelyTokens(isa, logits, row, total);
+  const auto weight = [](const Candidate& candidate) { return double{candidate.weight}; };
+  const auto keep = [&](double target, const auto& measure) {
+    candidates = KeepLowestRanks(candidates, target, measure);
+    total = 0;
+    for (const Candidate& candidate : candidates) total += weight(candidate);
+  };
+  if (row.top_k > 0 && row.top_k < std::ssize(candidates)) {
+    keep(row.top_k, [](const Candidate&) { return 1.0; });
+  }
+  if (row.top_p < 1) keep(row.top_p * total, weight);
+  if (row.typical_p < 1) {
+    RankByTypicality(logits, row.temperature, candidates);
+    keep(row.typical_p * total, weight);
+  }
+  double left = PhiloxUniform(row.seed, row.position) * total;
+  for (const Candidate& candidate : candidates.first(candidates.size() - 1)) {
+    left -= weight(candidate);
+    if (left < 0) return candidate.id;
+  }
+  return candidates.back().id;
+}
+
+/// The tokens that min_p keeps, ranked by falling probability at the row's temperature; `total` is
+/// their weight. Those that top_p is going to drop anyway may be missing, but count.
+std::span<RowSampler::Candidate> RowSampler::LikelyTokens(Isa isa, const Logits& logits,
+                                                          const SamplingRow& row, double& total) {
+  const int64_t vocab = logits.vocab;
   float* weights = weights_.Reserve(RoundUpToLanes(vocab));
   float sum = 0;
-  RunKernel<ExpLogits>(isa, {.logits = logits,
+  RunKernel<ExpLogits>(isa, {.logits = logits.values,
                              .n = vocab,
-                             .highest = highest,
+                             .highest = logits.highest,
                              .temperature = row.temperature,
                              .out = weights,
                              .sum = &sum});
@@ -136,51 +182,51 @@ int32_t RowSampler::Draw(Isa isa, const float* logits, int64_t vocab, float high
                                ? (1 - row.top_p) * sum / (2 * static_cast<float>(vocab))
                                : 0;
   Candidate* candidates = candidates_.Reserve(vocab);
-  int64_t count = 0;
-  double total = 0;
+  size_t count = 0;
+  double likely_weight = 0;
   for (int32_t id = 0; id < vocab; ++id) {
     // Without branches, which random logits would make unpredictable.
     const bool likely = weights[id] > 0 && weights[id] >= row.min_p;
-    total += likely ? weights[id] : 0.0f;
-    candidates[count] = {.rank = RankOf(logits[id]), .id = id, .weight = weights[id]};
+    likely_weight += likely ? weights[id] : 0.0f;
+    candidates[count] = {.rank = RankOf(logits.values[id]), .id = id, .weight = weights[id]};
     count += likely && weights[id] >= negligible;
   }
-  const auto weight = [](const Candidate& candidate) { return double{candidate.weight}; };
-  const auto add_weights = [&] {
-    total = 0;
-    for (int64_t i = 0; i < count; ++i) total += weight(candidates[i]);
-  };
-  if (row.top_k > 0 && row.top_k < count) {
-    count = KeepMostLikely(candidates, count, row.top_k, [](const Candidate&) { return 1.0; });
-    add_weights();
-  }
-  if (row.top_p < 1) {
-    count = KeepMostLikely(candidates, count, row.top_p * total, weight);
-    add_weights();
-  }
-  double left = PhiloxUniform(row.seed, row.position) * total;
-  for (int64_t i = 0; i + 1 < count; ++i) {
-    left -= weight(candidates[i]);
-    if (left < 0) return candidates[i].id;
-  }
-  return candidates[count - 1].id;
+  total = likely_weight;
+  return {candidates, count};
 }
 
-/// Keeps the fewest most likely candidates whose weights add up to `target`, at least one, ties to
-/// the lower id; returns their number. Candidates stay in the order of their ids. The lowest rank
-/// that is needed is found 11 bits at a time, by the weight that falls on each value of the bits.
+/// Ranks by how far a token's information -ln p is from the entropy, the mean of it: the
+/// normalisation of p cancels out.
+void RowSampler::RankByTypicality(const Logits& logits, float temperature,
+                                  std::span<Candidate> candidates) {
+  const auto log_weight = [&](const Candidate& candidate) {
+    return double{(logits.values[candidate.id] - logits.highest) / temperature};
+  };
+  double sum = 0, total = 0;
+  for (const Candidate& candidate : candidates) {
+    sum += candidate.weight * log_weight(candidate);
+    total += candidate.weight;
+  }
+  for (Candidate& candidate : candidates) {
+    candidate.rank = RankOf(-static_cast<float>(std::abs(log_weight(candidate) - sum / total)));
+  }
+}
+
+/// Keeps the fewest candidates of the lowest ranks whose weights add up to `target`, at least one,
+/// ties to the lower id. Candidates stay in the order of their ids. The last rank that is needed is
+/// found 11 bits at a time, by the weight that falls on each value of the bits.
 template <typename Weight>
-int64_t RowSampler::KeepMostLikely(Candidate* candidates, int64_t count, double target,
-                                   const Weight& weight) {
+std::span<RowSampler::Candidate> RowSampler::KeepLowestRanks(std::span<Candidate> candidates,
+                                                             double target, const Weight& weight) {
   constexpr int kDigitBits = 11;
   double missing = std::max(target, std::numeric_limits<double>::min());
   uint64_t last_rank = 0;
   for (int shift = 2 * kDigitBits; shift >= 0; shift -= kDigitBits) {
     std::array<double, 1 << kDigitBits> masses = {};
-    for (int64_t i = 0; i < count; ++i) {
-      const uint64_t digits = candidates[i].rank >> shift;
+    for (const Candidate& candidate : candidates) {
+      const uint64_t digits = candidate.rank >> shift;
       if (digits >> kDigitBits != last_rank) continue;
-      masses[digits & (masses.size() - 1)] += weight(candidates[i]);
+      masses[digits & (masses.size() - 1)] += weight(candidate);
     }
     size_t digit = 0;
     for (size_t i = 0; i < masses.size(); ++i) {
@@ -191,15 +237,14 @@ int64_t RowSampler::KeepMostLikely(Candidate* candidates, int64_t count, double 
     }
     last_rank = last_rank << kDigitBits | digit;
   }
-  int64_t kept = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    const Candidate candidate = candidates[i];
+  size_t kept = 0;
+  for (const Candidate candidate : candidates) {
     const bool tied = candidate.rank == last_rank;
     candidates[kept] = candidate;
     kept += candidate.rank < last_rank || (tied && missing > 0);
     if (tied) missing -= weight(candidate);
   }
-  return kept;
+  return candidates.first(kept);
 }
 
 }  // namespace shoal

@@ -25,12 +25,12 @@ class Scratch {
   /// `used` outlives the scratch.
   explicit Scratch(UsedBytes* used) : used_(used) {}
 
-  /// At least `count` elements, uninitialised where they are new.
+  /// At least `count` elements, all bytes zero where they are new.
   T* Reserve(int64_t count) {
     if (count > capacity_) {
       memory_.reset();
       *used_ -= std::exchange(capacity_, 0) * kElementBytes;
-      memory_.reset(new (kAlignment) std::byte[count * sizeof(T)]);
+      memory_.reset(new (kAlignment) std::byte[count * sizeof(T)]());
       capacity_ = count;
       *used_ += count * kElementBytes;
     }

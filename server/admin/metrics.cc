@@ -5,14 +5,15 @@
 #include <prometheus/registry.h>
 #include <prometheus/text_serializer.h>
 
-#include <algorithm>
 #include <map>
 #include <vector>
+
+#include "server/admin/engine_metrics.h"
 
 namespace shoal {
 namespace {
 
-using Labels = std::map<std::string, std::string>;
+using Labels = MetricLabels;
 using Buckets = prometheus::Histogram::BucketBoundaries;
 
 // vLLM's bounds, with finer ones below: small models answer in milliseconds.
@@ -45,49 +46,6 @@ std::string_view KnownMethod(std::string_view method) {
   return "other";
 }
 
-/// One series of one family, for values that live in the engine.
-prometheus::MetricFamily Single(const std::string& name, const std::string& help,
-                                prometheus::MetricType type, double value, const Labels& labels) {
-  prometheus::MetricFamily family{.name = name, .help = help, .type = type, .metric = {}};
-  prometheus::ClientMetric& metric = family.metric.emplace_back();
-  for (const auto& [label, text] : labels) metric.label.push_back({label, text});
-  if (type == prometheus::MetricType::Counter) metric.counter.value = value;
-  if (type == prometheus::MetricType::Gauge) metric.gauge.value = value;
-  return family;
-}
-
-std::vector<prometheus::MetricFamily> EngineFamilies(const EngineStats& stats, int32_t block_size,
-                                                     const Labels& labels) {
-  std::vector<prometheus::MetricFamily> families;
-  const auto gauge = [&](const char* name, const char* help, double value) {
-    families.push_back(Single(name, help, prometheus::MetricType::Gauge, value, labels));
-  };
-  const auto counter = [&](const char* name, const char* help, int64_t value) {
-    families.push_back(
-        Single(name, help, prometheus::MetricType::Counter, static_cast<double>(value), labels));
-  };
-  const BlockPoolStats& blocks = stats.blocks;
-  const double used = blocks.num_blocks - blocks.num_free;
-  gauge("vllm:num_requests_running", "Requests that run.", stats.scheduler.num_running);
-  gauge("vllm:num_requests_waiting", "Requests that wait to run.", stats.scheduler.num_waiting);
-  gauge("vllm:kv_cache_usage_perc", "Part of the KV cache blocks in use, 0 to 1.",
-        used / std::max(blocks.num_blocks, 1));
-  counter("vllm:prefix_cache_queries_total", "Tokens looked up in the prefix cache.",
-          blocks.prefix_queries_tokens);
-  counter("vllm:prefix_cache_hits_total", "Tokens found in the prefix cache.",
-          blocks.prefix_hits_tokens);
-  counter("vllm:num_preemptions_total", "Preemptions for want of KV cache blocks.",
-          stats.scheduler.num_preemptions);
-  counter("vllm:prompt_tokens_total", "Prompt tokens processed.", stats.prompt_tokens);
-  counter("vllm:generation_tokens_total", "Tokens generated.", stats.generation_tokens);
-  Labels config = labels;
-  config["block_size"] = std::to_string(block_size);
-  config["num_gpu_blocks"] = std::to_string(blocks.num_blocks);
-  families.push_back(Single("vllm:cache_config_info", "Size of the KV cache.",
-                            prometheus::MetricType::Gauge, 1, config));
-  return families;
-}
-
 }  // namespace
 
 Metrics::Metrics(std::string model_name)
@@ -118,7 +76,7 @@ Metrics::Metrics(std::string model_name)
                        .Name("vllm:request_success_total")
                        .Help("Requests that ended, by reason.")
                        .Register(*registry_);
-  const char* const reasons[] = {"stop", "length", "abort", "error"};  // by FinishReason
+  const char* const reasons[] = {"stop", "length", "abort", "error", "deadline"};
   for (size_t i = 0; i < finished_.size(); ++i) {
     Labels labels = EngineLabels(model_name_);
     labels["finished_reason"] = reasons[i];
@@ -144,9 +102,10 @@ void Metrics::OnNextToken(double seconds_since_previous) {
   inter_token_latency_.Observe(seconds_since_previous);
 }
 
-void Metrics::OnFinished(FinishReason reason, double seconds_since_arrival,
+void Metrics::OnFinished(FinishReason reason, absl::StatusCode error, double seconds_since_arrival,
                          std::optional<double> queue_seconds, const Usage& usage) {
-  finished_[static_cast<size_t>(reason)]->Increment();
+  const bool is_late = error == absl::StatusCode::kDeadlineExceeded;
+  (is_late ? finished_.back() : finished_[static_cast<size_t>(reason)])->Increment();
   request_latency_.Observe(seconds_since_arrival);
   if (queue_seconds) queue_time_.Observe(*queue_seconds);
   prompt_tokens_.Observe(static_cast<double>(usage.prompt_tokens));
@@ -170,7 +129,7 @@ std::string Metrics::Text() const {
     std::lock_guard lock(mutex_);
     if (engine_stats_) {
       for (prometheus::MetricFamily& family :
-           EngineFamilies(engine_stats_(), block_size_, EngineLabels(model_name_))) {
+           EngineMetrics(engine_stats_(), block_size_, EngineLabels(model_name_))) {
         families.push_back(std::move(family));
       }
     }

@@ -34,7 +34,7 @@ class Metrics final : public GenerationObserver {
 
   void OnFirstToken(double seconds_since_arrival) override;
   void OnNextToken(double seconds_since_previous) override;
-  void OnFinished(FinishReason reason, double seconds_since_arrival,
+  void OnFinished(FinishReason reason, absl::StatusCode error, double seconds_since_arrival,
                   std::optional<double> queue_seconds, const Usage& usage) override;
 
   /// `route` is a pattern of the route table; empty: refused before a route was found.
@@ -46,7 +46,7 @@ class Metrics final : public GenerationObserver {
  private:
   const std::string model_name_;
   const std::unique_ptr<prometheus::Registry> registry_;
-  std::array<prometheus::Counter*, 4> finished_;  // by FinishReason
+  std::array<prometheus::Counter*, 5> finished_;  // by FinishReason; the last: deadline exceeded
   prometheus::Histogram& time_to_first_token_;
   prometheus::Histogram& queue_time_;
   prometheus::Histogram& inter_token_latency_;

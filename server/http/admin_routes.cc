@@ -54,6 +54,16 @@ std::vector<HttpRoute> AdminRoutes(const Readiness* readiness, const Metrics* me
   return routes;
 }
 
+std::vector<HttpRoute> EngineRoutes(Engine* engine) {
+  HttpRoute reset = {"POST", "/reset_prefix_cache", /*is_public=*/false,
+                     [engine](HttpExchange& exchange) -> boost::asio::awaitable<void> {
+                       engine->ResetPrefixCache();
+                       co_await exchange.Respond({.body = "{\"status\":\"ok\"}\n"});
+                     }};
+  reset.has_body = false;
+  return {std::move(reset)};
+}
+
 std::vector<HttpRoute> LoadingRoutes(const Readiness* readiness) {
   const auto refuse = [readiness](HttpExchange& exchange) -> boost::asio::awaitable<void> {
     const Readiness::Snapshot now = readiness->snapshot();

@@ -1,9 +1,10 @@
-// Routes for operators: probes, metrics, version.
+// Routes for operators: probes, metrics, version, prefix cache.
 #pragma once
 
 #include <string>
 #include <vector>
 
+#include "engine/engine.h"
 #include "server/admin/metrics.h"
 #include "server/admin/readiness.h"
 #include "server/http/http_exchange.h"
@@ -14,6 +15,9 @@ namespace shoal {
 /// handlers.
 std::vector<HttpRoute> AdminRoutes(const Readiness* readiness, const Metrics* metrics,
                                    const std::string& version);
+
+/// POST /reset_prefix_cache. `engine` outlives the handler.
+std::vector<HttpRoute> EngineRoutes(Engine* engine);
 
 /// Answers everything else with 503 and the phase of start-up, until there is an engine to ask.
 std::vector<HttpRoute> LoadingRoutes(const Readiness* readiness);

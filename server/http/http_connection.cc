@@ -43,14 +43,17 @@ std::string_view BearerToken(std::string_view authorization) {
   return is_bearer ? authorization.substr(kScheme.size()) : std::string_view();
 }
 
-bool HasKey(const std::vector<std::string>& keys, const HttpRequestParser& parser) {
+/// Number of the key that the request has; 0 if there are no keys. All are compared, found or not.
+std::optional<int> FindKey(const std::vector<std::string>& keys, const HttpRequestParser& parser) {
+  if (keys.empty()) return 0;
   const std::string_view bearer = BearerToken(parser.Header("authorization"));
   const std::string_view header = parser.Header("x-api-key");
-  bool found = keys.empty();
-  for (const std::string& key : keys) {
-    if (key.empty()) continue;  // whoever sends no key would have it
-    found |= EqualInConstantTime(key, bearer);
-    found |= EqualInConstantTime(key, header);
+  std::optional<int> found;
+  for (size_t i = 0; i < keys.size(); ++i) {
+    if (keys[i].empty()) continue;  // whoever sends no key would have it
+    const bool is_bearer = EqualInConstantTime(keys[i], bearer);
+    const bool is_header = EqualInConstantTime(keys[i], header);
+    if (is_bearer || is_header) found = static_cast<int>(i);
   }
   return found;
 }
@@ -90,8 +93,8 @@ class HttpConnection {
   /// Reads with `parse` until `parser` satisfies `done`. An error to answer, or false: no client.
   asio::awaitable<bool> ReadHead(HttpRequestParser& parser, std::optional<HttpParseError>& error);
   asio::awaitable<bool> ReadBody(HttpRequestParser& parser, std::optional<HttpParseError>& error);
-  /// Finds the route; or says why the request is refused, by its head alone.
-  std::optional<HttpResponse> Admit(const HttpRequestParser& parser, const HttpRequest& request,
+  /// Finds the route and the key; or says why the request is refused, by its head alone.
+  std::optional<HttpResponse> Admit(const HttpRequestParser& parser, HttpRequest& request,
                                     const HttpRouter& router, const HttpRoute*& route) const;
   /// Never throws: the watch of the client, which runs beside it, would then have no end.
   asio::awaitable<void> RunHandler(const HttpRoute& route, ConnectionExchange& exchange);
@@ -117,7 +120,8 @@ asio::awaitable<bool> HttpConnection::ServeRequest(std::chrono::milliseconds fir
   if (!co_await ReadHead(parser, error)) co_return false;
   if (error) co_return co_await Refuse(parser, ErrorResponse(error->status, error->message), false);
 
-  const HttpRequest& request = parser.request();
+  HttpRequest& request = parser.request();
+  request.arrival = begin_;
   const std::shared_ptr<const HttpRouter> router = state_.router();
   const HttpRoute* route = nullptr;
   InFlightCounter::Scope in_flight(state_.requests);
@@ -173,13 +177,14 @@ asio::awaitable<bool> HttpConnection::ReadBody(HttpRequestParser& parser,
 }
 
 std::optional<HttpResponse> HttpConnection::Admit(const HttpRequestParser& parser,
-                                                  const HttpRequest& request,
-                                                  const HttpRouter& router,
+                                                  HttpRequest& request, const HttpRouter& router,
                                                   const HttpRoute*& route) const {
   HttpRouter::Match match = router.Find(request.method, request.path);
   route = match.route;
   const bool is_public = route != nullptr && route->is_public;
-  if (!is_public && !HasKey(config_.api_keys, parser)) {
+  const std::optional<int> key = FindKey(config_.api_keys, parser);
+  request.api_key = key.value_or(0);
+  if (!is_public && !key) {
     HttpResponse response = ErrorResponse(401, "a valid API key is required");
     response.headers.emplace_back("WWW-Authenticate", "Bearer");
     return response;
@@ -199,7 +204,9 @@ std::optional<HttpResponse> HttpConnection::Admit(const HttpRequestParser& parse
     response.headers.emplace_back("Allow", std::move(match.allowed_methods));
     return response;
   }
-  if (const auto error = parser.CheckLength()) return ErrorResponse(error->status, error->message);
+  if (const auto error = parser.CheckLength(route->has_body)) {
+    return ErrorResponse(error->status, error->message);
+  }
   if (!parser.Header("expect").empty() && !parser.expects_continue()) {
     return ErrorResponse(417, "Expect can only be 100-continue");
   }

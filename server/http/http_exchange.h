@@ -17,6 +17,9 @@ struct HttpRequest {
   std::string query;   // behind '?', as sent
   std::string body;
   std::string request_id;  // X-Request-Id, or made up
+  std::string timeout_ms;  // X-Request-Timeout-Ms, as sent; empty: not sent
+  int api_key = 0;         // number of the key it came with; 0 also if it needed none
+  std::chrono::steady_clock::time_point arrival = {};  // of the first byte
 };
 
 struct HttpResponse {
@@ -61,6 +64,7 @@ struct HttpRoute {
   bool is_public = false;  // answered without an API key: probes only
   HttpHandler handler;
   bool in_drain = false;  // answered while the server drains; public ones always are
+  bool has_body = true;   // POST only: a request that does not say how long it is is refused
 };
 
 }  // namespace shoal

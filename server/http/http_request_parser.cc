@@ -140,6 +140,7 @@ std::optional<HttpParseError> HttpRequestParser::ParseHead(std::string& bytes) {
   if (const std::string_view id = Header("x-request-id"); IsSaneRequestId(id)) {
     request_.request_id = std::string(id);
   }
+  request_.timeout_ms = std::string(Header("x-request-timeout-ms"));
   if (auto error = CheckFields()) return error;
   return TakeTarget();
 }
@@ -209,13 +210,13 @@ bool HttpRequestParser::has_body() const {
   return impl_->parser.chunked() || impl_->parser.content_length().value_or(0) > 0;
 }
 
-std::optional<HttpParseError> HttpRequestParser::CheckLength() const {
+std::optional<HttpParseError> HttpRequestParser::CheckLength(bool needs_body) const {
   const auto length = impl_->parser.content_length();
   if (length && *length > static_cast<uint64_t>(max_body_bytes_)) {
     return HttpParseError{
         413, fmt::format("request body of {} bytes exceeds {} bytes", *length, max_body_bytes_)};
   }
-  if (request_.method == "POST" && !length && !impl_->parser.chunked()) {
+  if (needs_body && request_.method == "POST" && !length && !impl_->parser.chunked()) {
     return HttpParseError{411, "a POST request needs Content-Length or chunked transfer coding"};
   }
   return std::nullopt;

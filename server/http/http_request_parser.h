@@ -35,8 +35,8 @@ class HttpRequestParser {
 
   // From head_done() on.
   bool has_body() const;
-  /// A declared length above the limit, or a method that needs a length and has none.
-  std::optional<HttpParseError> CheckLength() const;
+  /// A declared length above the limit, or, if `needs_body`, none although the method has one.
+  std::optional<HttpParseError> CheckLength(bool needs_body) const;
   bool keep_alive() const;
   bool is_http_1_0() const;
   bool expects_continue() const;

@@ -84,28 +84,32 @@ void AddSamplingFields(RequestFields* fields, OpenAiRequest* request) {
   fields->Add("top_p", FloatField(&call->top_p));
   fields->Add("top_k", IntegerField(&call->top_k));
   fields->Add("min_p", FloatField(&call->min_p));
+  fields->Add("typical_p", FloatField(&call->typical_p));
+  fields->Add("presence_penalty", FloatField(&call->presence_penalty));
+  fields->Add("frequency_penalty", FloatField(&call->frequency_penalty));
+  fields->Add("repetition_penalty", FloatField(&call->repetition_penalty));
+  fields->Add("logit_bias", LogitBiasField(&call->logit_bias));
+  fields->Add("allowed_token_ids", NonEmptyTokenIdsField(&call->allowed_token_ids));
   fields->Add("n", IntegerField(&call->n));
   fields->Add("seed", SeedField(&call->seed));
   fields->Add("stop", StopField(&call->stop));
   fields->Add("stop_token_ids", TokenIdsField(&call->stop_token_ids));
+  fields->Add("min_tokens", IntegerField(&call->min_tokens));
   fields->Add("ignore_eos", BoolField(&call->ignore_eos));
   fields->Add("skip_special_tokens", BoolField(&call->skip_special_tokens));
+  fields->Add("priority", IntegerField(&call->priority));
+  fields->Add("user", StringField(&call->user));
+  fields->Add("cache_salt", NonEmptyStringField(&call->cache_salt));
   fields->Add("stream", BoolField(&request->stream));
   fields->Add("stream_options", StreamOptionsField(request));
 }
 
 void AddUnsupportedFields(RequestFields* fields) {
-  for (const char* penalty : {"presence_penalty", "frequency_penalty", "min_tokens"}) {
-    fields->Add(penalty, NeutralField(0.0));
-  }
-  for (const char* factor : {"repetition_penalty", "typical_p"}) {
-    fields->Add(factor, NeutralField(1.0));
-  }
   for (const char* name :
-       {"logit_bias", "use_beam_search", "bad_words", "allowed_token_ids", "logits_processors",
-        "include_stop_str_in_output", "truncate_prompt_tokens", "prompt_logprobs",
-        "logprob_token_ids", "return_token_ids", "return_tokens_as_token_ids", "guided_json",
-        "guided_regex", "guided_choice", "guided_grammar", "structured_outputs", "stop_regex"}) {
+       {"use_beam_search", "bad_words", "logits_processors", "include_stop_str_in_output",
+        "truncate_prompt_tokens", "prompt_logprobs", "logprob_token_ids", "return_token_ids",
+        "return_tokens_as_token_ids", "guided_json", "guided_regex", "guided_choice",
+        "guided_grammar", "structured_outputs", "stop_regex"}) {
     fields->Add(name, EmptyField());
   }
   fields->Add("response_format", ResponseFormatField());
@@ -136,6 +140,7 @@ absl::StatusOr<OpenAiRequest> ParseChatRequest(std::string_view body) {
                            "documents", "add_special_tokens", "audio"}) {
     fields.Add(name, EmptyField());
   }
+  fields.Add("best_of", NeutralField(1.0));
   RETURN_IF_ERROR(fields.Read(body));
 
   if (request.prompts.empty() || std::get<GenerateCall::Conversation>(request.prompts[0]).empty()) {
@@ -155,7 +160,6 @@ absl::StatusOr<OpenAiRequest> ParseCompletionRequest(std::string_view body) {
   OpenAiRequest request;
   GenerateCall& call = request.call;
   call.max_tokens = kDefaultCompletionTokens;
-  std::optional<int32_t> best_of;
 
   RequestFields fields;
   AddSamplingFields(&fields, &request);
@@ -163,16 +167,17 @@ absl::StatusOr<OpenAiRequest> ParseCompletionRequest(std::string_view body) {
   fields.Add("prompt", PromptsField(&request.prompts));
   fields.Add("echo", BoolField(&call.echo));
   fields.Add("logprobs", IntegerField(&call.logprobs));
-  fields.Add("best_of", IntegerField(&best_of));
+  fields.Add("best_of", IntegerField(&call.best_of));
   fields.Add("suffix", EmptyField());
   fields.Add("prompt_embeds", EmptyField());
   fields.Add("add_special_tokens", NeutralField(true));
   RETURN_IF_ERROR(fields.Read(body));
 
   if (request.prompts.empty()) return FieldError("prompt", "prompt must have at least one prompt");
-  if (best_of && *best_of > call.n) {
-    return FieldError("best_of", fmt::format("best_of must be at most n, which is {}, but is {}",
-                                             call.n, *best_of));
+  if (request.stream && call.num_generated() > call.n) {
+    return FieldError("best_of", fmt::format("best_of must be n, which is {}, in a stream, but is "
+                                             "{}: which choices are best is known at the end only",
+                                             call.n, call.num_generated()));
   }
   return request;
 }

@@ -1,6 +1,5 @@
 #include "server/http/openai_response.h"
 
-#include <iterator>
 #include <utility>
 
 #include "server/http/json_writer.h"
@@ -68,6 +67,8 @@ int HttpStatusOf(const absl::Status& status) {
       return 429;
     case absl::StatusCode::kUnavailable:
       return 503;
+    case absl::StatusCode::kDeadlineExceeded:
+      return 504;
     default:
       return 500;
   }
@@ -119,14 +120,8 @@ std::string OpenAiResponse::UsageChunk(const Usage& usage) const {
 }
 
 void OpenAiResponse::Append(GenerationDelta delta) {
-  GenerationDelta& whole = choices_[static_cast<size_t>(delta.index)].whole;
-  whole.text += delta.text;
-  if (request_->call.logprobs) {
-    whole.tokens.insert(whole.tokens.end(), std::make_move_iterator(delta.tokens.begin()),
-                        std::make_move_iterator(delta.tokens.end()));
-  }
-  whole.finish_reason = delta.finish_reason;
-  whole.stop_reason = std::move(delta.stop_reason);
+  if (!request_->call.logprobs) delta.tokens.clear();  // nobody will look at them
+  choices_[static_cast<size_t>(delta.index)].whole.Append(std::move(delta));
 }
 
 std::string OpenAiResponse::Body(const Usage& usage) const {

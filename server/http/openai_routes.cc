@@ -1,6 +1,7 @@
 #include "server/http/openai_routes.h"
 
 #include <algorithm>
+#include <charconv>
 #include <chrono>
 #include <ctime>
 #include <utility>
@@ -17,6 +18,8 @@ using Woken = HttpExchange::Woken;
 
 constexpr std::chrono::seconds kPingInterval{15};  // below the usual 60 s of proxies
 constexpr int kMaxChoices = 128;                   // of all prompts together
+constexpr std::chrono::milliseconds kDefaultRetryDelay{1000};
+constexpr char kTimeoutField[] = "x-request-timeout-ms";
 constexpr char kModelPrefix[] = "/v1/models/";
 
 HttpResponse JsonResponse(std::string body) {
@@ -25,14 +28,17 @@ HttpResponse JsonResponse(std::string body) {
   return response;
 }
 
-HttpResponse ErrorResponse(const absl::Status& status) {
+/// `retry_delay`: when another try may succeed, if the answer is that it may.
+HttpResponse ErrorResponse(const absl::Status& status, std::chrono::milliseconds retry_delay) {
   HttpResponse response;
   response.status = HttpStatusOf(status);
   response.body = OpenAiErrorBody(response.status, PublicMessage(status), FieldOf(status));
   if (response.status == 429 || response.status == 503) {
-    response.headers.emplace_back("Retry-After", "1");
-  } else if (response.status == 500) {
-    // What failed once would fail again, and clients retry by themselves.
+    const auto seconds = std::chrono::ceil<std::chrono::seconds>(retry_delay);
+    response.headers.emplace_back("Retry-After", fmt::format("{}", seconds.count()));
+    response.headers.emplace_back("retry-after-ms", fmt::format("{}", retry_delay.count()));
+  } else if (response.status >= 500) {
+    // What failed once, or took too long, would do so again, and clients retry by themselves.
     response.headers.emplace_back("x-should-retry", "false");
   }
   return response;
@@ -43,9 +49,10 @@ void NoteInternal(HttpExchange& exchange, const absl::Status& status) {
   if (HttpStatusOf(status) == 500) exchange.NoteError(std::string(status.message()));
 }
 
-awaitable<void> RespondError(HttpExchange& exchange, absl::Status status) {
+awaitable<void> RespondError(HttpExchange& exchange, absl::Status status,
+                             std::chrono::milliseconds retry_delay = kDefaultRetryDelay) {
   NoteInternal(exchange, status);
-  co_await exchange.Respond(ErrorResponse(status));
+  co_await exchange.Respond(ErrorResponse(status, retry_delay));
 }
 
 HttpResponse EventStreamHead() {
@@ -66,11 +73,12 @@ class PromptBatch {
                      const std::function<void()>& wake) {
     GenerateCall& call = request.call;
     num_choices_ = call.n;
-    if (call.n > kMaxChoices / static_cast<int>(request.prompts.size())) {
-      return FieldError("n",
-                        fmt::format("n is {} for each of {} prompts, but a request may have at "
-                                    "most {} choices in all",
-                                    call.n, request.prompts.size(), kMaxChoices));
+    if (call.num_generated() > kMaxChoices / static_cast<int>(request.prompts.size())) {
+      const char* field = call.best_of ? "best_of" : "n";
+      return FieldError(
+          field, fmt::format("{} is {} for each of {} prompts, but a request may have at "
+                             "most {} choices in all",
+                             field, call.num_generated(), request.prompts.size(), kMaxChoices));
     }
     const bool is_single = request.prompts.size() == 1;
     for (size_t i = 0; i < request.prompts.size(); ++i) {
@@ -193,14 +201,14 @@ class OpenAiApi {
     const HttpRequest& http = exchange.request();
     absl::StatusOr<OpenAiRequest> request =
         is_chat ? ParseChatRequest(http.body) : ParseCompletionRequest(http.body);
-    absl::Status status = request.ok() ? CheckModel(request->model) : request.status();
     const std::string id = (is_chat ? "chatcmpl-" : "cmpl-") + http.request_id;
     PromptBatch batch;
-    if (status.ok()) status = batch.Start(service_, *request, id, exchange.wake());
+    absl::Status status = request.status();
+    if (status.ok()) status = Start(exchange, *request, id, batch);
     if (!status.ok()) {
       const bool is_new_name = request.ok() && request->has_max_completion_tokens;
       if (is_new_name && FieldOf(status) == "max_tokens") status = UnderNewName(status);
-      co_await RespondError(exchange, status);
+      co_await RespondError(exchange, status, RetryDelayOf(status));
       co_return;
     }
     const std::string& model =
@@ -247,6 +255,39 @@ class OpenAiApi {
   }
 
  private:
+  absl::Status Start(HttpExchange& exchange, OpenAiRequest& request, const std::string& id,
+                     PromptBatch& batch) const {
+    const HttpRequest& http = exchange.request();
+    RETURN_IF_ERROR(CheckModel(request.model));
+    ASSIGN_OR_RETURN(request.call.deadline, Deadline(http));
+    request.call.api_key = http.api_key;
+    return batch.Start(service_, request, id, exchange.wake());
+  }
+
+  absl::StatusOr<Clock::time_point> Deadline(const HttpRequest& http) const {
+    constexpr int64_t kMaxTimeoutMs = std::numeric_limits<int32_t>::max();
+    int64_t timeout_ms = options_.request_timeout.count();
+    if (!http.timeout_ms.empty()) {
+      int64_t asked = 0;
+      const char* const end = http.timeout_ms.data() + http.timeout_ms.size();
+      const auto [rest, error] = std::from_chars(http.timeout_ms.data(), end, asked);
+      if (error != std::errc() || rest != end || asked < 1 || asked > kMaxTimeoutMs) {
+        return FieldError(
+            kTimeoutField,
+            fmt::format("the header {} must be an integer from 1 to {}, but is \"{}\"",
+                        kTimeoutField, kMaxTimeoutMs, http.timeout_ms.substr(0, 32)));
+      }
+      timeout_ms = timeout_ms == 0 ? asked : std::min(asked, timeout_ms);
+    }
+    if (timeout_ms == 0) return Clock::time_point::max();
+    return http.arrival + std::chrono::milliseconds(timeout_ms);
+  }
+
+  std::chrono::milliseconds RetryDelayOf(const absl::Status& status) const {
+    return absl::IsResourceExhausted(status) ? RetryDelay(service_->engine().Stats())
+                                             : kDefaultRetryDelay;
+  }
+
   /// An empty name means the only model there is.
   absl::Status CheckModel(const std::string& name) const {
     const std::vector<std::string>& names = options_.served_model_names;

@@ -1,6 +1,7 @@
 #include "server/http/request_fields.h"
 
 #include <cfloat>
+#include <charconv>
 #include <cmath>
 #include <utility>
 
@@ -240,6 +241,15 @@ JsonHandler StringField(std::string* target) {
   };
 }
 
+JsonHandler NonEmptyStringField(std::string* target) {
+  return [target](const JsonEvent& event) -> std::string {
+    const bool is_good = event.type == Type::kString && !event.string->empty();
+    if (!is_good && event.type != Type::kNull) return "a string that is not empty";
+    *target = is_good ? std::move(*event.string) : "";
+    return "";
+  };
+}
+
 JsonHandler SeedField(std::optional<uint64_t>* target) {
   return [target](const JsonEvent& event) -> std::string {
     target->reset();
@@ -271,6 +281,33 @@ JsonHandler TokenIdsField(std::vector<int32_t>* target) {
     }
     target->clear();
     return event.type == Type::kArray || event.type == Type::kNull ? "" : "an array of token ids";
+  };
+}
+
+JsonHandler NonEmptyTokenIdsField(std::vector<int32_t>* target) {
+  return [target, read = TokenIdsField(target)](const JsonEvent& event) -> std::string {
+    if (event.type == Type::kEnd && target->empty()) return "an array of at least one token id";
+    return read(event);
+  };
+}
+
+JsonHandler LogitBiasField(std::map<int32_t, float>* target) {
+  return [target](const JsonEvent& event) -> std::string {
+    if (event.type == Type::kEnd) return "";
+    if (event.depth == 1) {
+      target->clear();
+      const bool is_good = event.type == Type::kObject || event.type == Type::kNull;
+      return is_good ? "" : "an object of token ids and numbers";
+    }
+    int32_t token_id = -1;
+    const char* const end = event.key.data() + event.key.size();
+    const auto [rest, error] = std::from_chars(event.key.data(), end, token_id);
+    if (error != std::errc() || rest != end || token_id < 0) {
+      return "left out (its name is not a token id)";
+    }
+    if (!event.is_number() || std::abs(event.number) > FLT_MAX) return "a number";
+    (*target)[token_id] = static_cast<float>(event.number);
+    return "";
   };
 }
 

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <limits>
+#include <map>
 #include <optional>
 #include <string>
 #include <unordered_map>
@@ -31,6 +32,8 @@ class RequestFields {
 JsonHandler BoolField(bool* target);
 JsonHandler FloatField(float* target);
 JsonHandler StringField(std::string* target);
+/// Null, but not the empty string, leaves the target empty.
+JsonHandler NonEmptyStringField(std::string* target);
 
 template <typename Target>
 JsonHandler IntegerField(Target* target, int64_t low, int64_t high) {
@@ -61,6 +64,10 @@ JsonHandler SeedField(std::optional<uint64_t>* target);
 /// A string or an array of strings; empty and null ones are left out.
 JsonHandler StopField(std::vector<std::string>* target);
 JsonHandler TokenIdsField(std::vector<int32_t>* target);
+/// Null, but not the empty array, leaves the target empty.
+JsonHandler NonEmptyTokenIdsField(std::vector<int32_t>* target);
+/// An object of token ids and numbers.
+JsonHandler LogitBiasField(std::map<int32_t, float>* target);
 /// A string, token ids, or an array of either.
 JsonHandler PromptsField(std::vector<GenerateCall::Prompt>* target);
 /// `target` gets one conversation.

@@ -1,6 +1,7 @@
 #include "server/service/generation.h"
 
 #include <algorithm>
+#include <iterator>
 #include <mutex>
 #include <span>
 #include <utility>
@@ -17,6 +18,14 @@ bool Contains(const std::vector<int32_t>& ids, int32_t id) {
 }
 
 }  // namespace
+
+void GenerationDelta::Append(GenerationDelta next) {
+  text += next.text;
+  std::move(next.tokens.begin(), next.tokens.end(), std::back_inserter(tokens));
+  finish_reason = next.finish_reason;
+  stop_reason = std::move(next.stop_reason);
+  status = std::move(next.status);
+}
 
 /// Stands between the engine thread and a caller who may be gone.
 class Generation::WakeGate {
@@ -52,6 +61,7 @@ struct Generation::Choice {
   size_t num_tokens = 0;  // generated tokens taken from the stream
   bool done = false;
   Clock::time_point last_token;  // when the engine appended it
+  GenerationDelta whole;         // all of it so far, if the best choices are to be found
 };
 
 Generation::Generation(Options options, std::function<void()> wake)
@@ -66,11 +76,16 @@ Generation::~Generation() {
   }
 }
 
-absl::Status Generation::Submit(Engine* engine, std::shared_ptr<Request> request) {
-  request->stream().SetWake([gate = wake_] { gate->Wake(); });
-  RETURN_IF_ERROR(engine->Submit(request));
-  choices_.push_back(
-      std::make_unique<Choice>(options_, static_cast<int>(choices_.size()), std::move(request)));
+absl::Status Generation::Submit(Engine* engine, QueueSlot slot,
+                                std::vector<std::shared_ptr<Request>> requests) {
+  for (const auto& request : requests) {
+    request->stream().SetWake([gate = wake_] { gate->Wake(); });
+  }
+  RETURN_IF_ERROR(engine->Submit(std::move(slot), requests));
+  for (std::shared_ptr<Request>& request : requests) {
+    const int index = static_cast<int>(choices_.size());
+    choices_.push_back(std::make_unique<Choice>(options_, index, std::move(request)));
+  }
   return absl::OkStatus();
 }
 
@@ -79,7 +94,8 @@ std::vector<GenerationDelta> Generation::Poll() {
   for (const auto& choice : choices_) {
     if (!choice->done) Advance(*choice, &deltas);
   }
-  return deltas;
+  const bool is_all = choices_.size() <= static_cast<size_t>(options_.num_best);
+  return is_all ? deltas : TakeBest(std::move(deltas));
 }
 
 bool Generation::done() const {
@@ -128,7 +144,7 @@ void Generation::PushPrompt(Choice& choice) {
     token.token_id = ids[i];
     token.bytes = options_.tokenizer->TokenBytes(ids[i]);
     const bool has_logprob = i > 0 && i < outputs.size();  // nothing predicts the first token
-    if (has_logprob && choice.request->sampling().logprobs >= 0) {
+    if (has_logprob && options_.logprobs) {
       token.logprob = outputs[i].logprob;
       token.top_logprobs = outputs[i].top_logprobs;
     }
@@ -145,14 +161,47 @@ void Generation::PushOutput(Choice& choice, std::span<const TokenOutput> tokens)
     GenerationDelta::Token token;
     token.token_id = output.token_id;
     token.bytes = options_.tokenizer->TokenBytes(output.token_id);
-    if (sampling.logprobs >= 0) {
+    if (options_.logprobs) {
       token.logprob = output.logprob;
       token.top_logprobs = output.top_logprobs;
     }
-    choice.text.Push(std::move(token), Contains(sampling.stop_token_ids, output.token_id)
-                                           ? TextAssembler::Part::kStopToken
-                                           : TextAssembler::Part::kOutput);
+    auto part = TextAssembler::Part::kOutput;
+    if (Contains(sampling.stop_token_ids, output.token_id)) {
+      part = TextAssembler::Part::kStopToken;
+    } else if (choice.num_tokens <= static_cast<size_t>(sampling.min_tokens)) {
+      part = TextAssembler::Part::kEarlyOutput;
+    }
+    choice.text.Push(std::move(token), part);
   }
+}
+
+/// Holds back `deltas` until all choices have ended. An error is the end of the call at once.
+std::vector<GenerationDelta> Generation::TakeBest(std::vector<GenerationDelta> deltas) {
+  if (deltas.empty()) return {};
+  for (GenerationDelta& delta : deltas) {
+    const bool is_error = !delta.status.ok();
+    GenerationDelta& whole = choices_[static_cast<size_t>(delta.index)]->whole;
+    whole.Append(std::move(delta));
+    if (is_error) return {std::move(whole)};
+  }
+  if (!done()) return {};
+  std::vector<std::pair<double, size_t>> ranking;  // the lowest is the best
+  for (size_t i = 0; i < choices_.size(); ++i) ranking.emplace_back(-MeanLogprob(*choices_[i]), i);
+  std::sort(ranking.begin(), ranking.end());
+  std::vector<GenerationDelta> best;
+  for (int i = 0; i < options_.num_best; ++i) {
+    best.push_back(std::move(choices_[ranking[static_cast<size_t>(i)].second]->whole));
+    best.back().index = i;
+  }
+  return best;
+}
+
+/// Of the tokens that count as generated: what a request does beyond a stop string changes nothing.
+double Generation::MeanLogprob(const Choice& choice) {
+  const auto tokens = choice.request->stream().tokens().first(choice.num_tokens);
+  double sum = 0;
+  for (const TokenOutput& token : tokens) sum += token.logprob;
+  return tokens.empty() ? 0 : sum / static_cast<double>(tokens.size());
 }
 
 /// `token` is a new one; its time is that of the engine, not of the client who reads late.
@@ -188,13 +237,16 @@ void Generation::Report(const Choice& choice, FinishReason reason, const FinishI
   Usage usage;
   usage.prompt_tokens = static_cast<int64_t>(choice.request->prompt_token_ids().size());
   usage.completion_tokens = static_cast<int64_t>(choice.num_tokens);
+  auto error = absl::StatusCode::kOk;
   std::optional<double> queue_seconds;
   if (finish != nullptr) {
+    if (reason == FinishReason::kError) error = finish->status.code();
     usage.cached_tokens = finish->num_cached_tokens;
     const bool was_scheduled = finish->first_scheduled != Clock::time_point();
     if (was_scheduled) queue_seconds = Seconds(finish->first_scheduled - arrival);
   }
-  options_.observer->OnFinished(reason, Seconds(Clock::now() - arrival), queue_seconds, usage);
+  options_.observer->OnFinished(reason, error, Seconds(Clock::now() - arrival), queue_seconds,
+                                usage);
 }
 
 }  // namespace shoal

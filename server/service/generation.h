@@ -31,6 +31,9 @@ struct GenerationDelta {
   /// What the client asked to stop at: a stop string or one of its stop_token_ids.
   std::variant<std::monostate, std::string, int32_t> stop_reason;
   absl::Status status;  // why, if finish_reason is kError
+
+  /// Takes in what `next`, the choice's next delta, says.
+  void Append(GenerationDelta next);
 };
 
 struct Usage {
@@ -45,9 +48,9 @@ class GenerationObserver {
   virtual ~GenerationObserver() = default;
   virtual void OnFirstToken(double seconds_since_arrival) = 0;
   virtual void OnNextToken(double seconds_since_previous) = 0;
-  /// `queue_seconds` until it was first scheduled; none if it never was, or the engine still has
-  /// it.
-  virtual void OnFinished(FinishReason reason, double seconds_since_arrival,
+  /// `error`: why, if `reason` is kError. `queue_seconds` until it was first scheduled; none if it
+  /// never was, or the engine still has it.
+  virtual void OnFinished(FinishReason reason, absl::StatusCode error, double seconds_since_arrival,
                           std::optional<double> queue_seconds, const Usage& usage) = 0;
 };
 
@@ -57,8 +60,12 @@ class Generation {
   struct Options {
     const Tokenizer* tokenizer = nullptr;
     GenerationObserver* observer = nullptr;  // may be null
+    int num_best = 1;  // choices that are given out. If there are more, then all at the end: those
+                       // with the highest mean logprob of a token (which the requests ask for),
+                       // best first; of equals the first
     std::vector<std::string> stop;
     std::vector<int32_t> stop_token_ids;  // the client's own, for stop_reason
+    bool logprobs = false;                // are given out
     bool echo = false;
     bool skip_special_tokens = true;
     bool strip_leading_space = false;  // of the completion's text, one
@@ -70,15 +77,16 @@ class Generation {
   Generation(const Generation&) = delete;
   Generation& operator=(const Generation&) = delete;
 
-  /// Adds a choice. Errors as Engine::Submit.
-  absl::Status Submit(Engine* engine, std::shared_ptr<Request> request);
+  /// Begins all choices, once. Errors as Engine::Submit.
+  absl::Status Submit(Engine* engine, QueueSlot slot,
+                      std::vector<std::shared_ptr<Request>> requests);
 
   /// What is new since the last call; empty if nothing is.
   std::vector<GenerationDelta> Poll();
   /// Every choice has delivered its finish_reason.
   bool done() const;
-  /// So far; the prompt counts once, completions of all choices are added. cached_tokens is known
-  /// at the end.
+  /// So far; the prompt counts once, completions of all choices are added, given out or not.
+  /// cached_tokens is known at the end.
   Usage usage() const;
 
  private:
@@ -88,9 +96,11 @@ class Generation {
   void Advance(Choice& choice, std::vector<GenerationDelta>* deltas);
   void PushPrompt(Choice& choice);
   void PushOutput(Choice& choice, std::span<const TokenOutput> tokens);
+  std::vector<GenerationDelta> TakeBest(std::vector<GenerationDelta> deltas);
   void ReportToken(Choice& choice, const TokenOutput& token);
   void End(Choice& choice, const FinishInfo& finish, GenerationDelta* delta);
   void Report(const Choice& choice, FinishReason reason, const FinishInfo* finish);
+  static double MeanLogprob(const Choice& choice);
 
   const Options options_;
   const std::shared_ptr<WakeGate> wake_;

@@ -4,57 +4,24 @@
 #include <random>
 #include <utility>
 
+#include "server/service/allowed_tokens.h"
 #include "server/service/field_error.h"
 
 namespace shoal {
 namespace {
-
-constexpr int kMaxChoices = 16;
-constexpr size_t kMaxStops = 16;
-constexpr size_t kMaxStopBytes = 256;
-
-/// `low_excluded`: `low` itself is out of range.
-template <typename T>
-absl::Status CheckRange(const char* field, T value, T low, T high, bool low_excluded = false) {
-  // Written so that NaN fails.
-  if ((low_excluded ? value > low : value >= low) && value <= high) return absl::OkStatus();
-  return FieldError(field, fmt::format("{} must be {} {} and at most {}, but is {}", field,
-                                       low_excluded ? "above" : "at least", low, high, value));
-}
-
-absl::Status CheckCount(const char* field, size_t count, size_t limit) {
-  if (count <= limit) return absl::OkStatus();
-  return FieldError(
-      field, fmt::format("{} must have at most {} entries, but has {}", field, limit, count));
-}
-
-absl::Status CheckSampling(const GenerateCall& call) {
-  RETURN_IF_ERROR(CheckRange("n", call.n, 1, kMaxChoices));
-  RETURN_IF_ERROR(CheckRange("temperature", call.temperature, 0.0f, 2.0f));
-  RETURN_IF_ERROR(CheckRange("top_p", call.top_p, 0.0f, 1.0f, /*low_excluded=*/true));
-  RETURN_IF_ERROR(CheckRange("min_p", call.min_p, 0.0f, 1.0f));
-  if (call.top_k < -1) {
-    return FieldError("top_k", fmt::format("top_k must be at least -1, but is {}", call.top_k));
-  }
-  if (call.logprobs) RETURN_IF_ERROR(CheckRange("logprobs", *call.logprobs, 0, kMaxTopLogprobs));
-  RETURN_IF_ERROR(CheckCount("stop", call.stop.size(), kMaxStops));
-  for (const std::string& stop : call.stop) {
-    if (stop.empty() || stop.size() > kMaxStopBytes) {
-      return FieldError("stop", fmt::format("stop strings must have 1 to {} bytes, but one has {}",
-                                            kMaxStopBytes, stop.size()));
-    }
-  }
-  return CheckCount("stop_token_ids", call.stop_token_ids.size(), kMaxStops);
-}
 
 uint64_t RandomSeed() {
   std::random_device device;
   return static_cast<uint64_t>(device()) << 32 | device();
 }
 
-/// The `index`-th of the seeds that come of `seed`. The first is `seed` itself, so choice 0 gets
-/// the tokens that a call for one choice gets; those of neighbouring seeds have nothing in common
-/// (finaliser of SplitMix64).
+bool IsConversation(const GenerateCall& call) {
+  return std::holds_alternative<GenerateCall::Conversation>(call.prompt);
+}
+
+}  // namespace
+
+// The finaliser of SplitMix64.
 uint64_t DeriveSeed(uint64_t seed, uint64_t index) {
   if (index == 0) return seed;
   uint64_t mixed = seed + index * 0x9E3779B97F4A7C15;
@@ -63,16 +30,23 @@ uint64_t DeriveSeed(uint64_t seed, uint64_t index) {
   return mixed ^ (mixed >> 31);
 }
 
-}  // namespace
+std::chrono::milliseconds RetryDelay(const EngineStats& stats) {
+  constexpr double kUnknown = 1, kLongest = 120;
+  double seconds = kUnknown;
+  if (stats.requests_per_second > 0) {
+    seconds = std::min((stats.scheduler.num_waiting + 1) / stats.requests_per_second, kLongest);
+  }
+  return std::chrono::ceil<std::chrono::milliseconds>(std::chrono::duration<double>(seconds));
+}
 
 GenerationService::GenerationService(Engine* engine, const Tokenizer* tokenizer,
                                      const ChatTemplate* chat_template,
-                                     GenerationObserver* observer, std::optional<uint64_t> seed)
+                                     GenerationObserver* observer, const Options& options)
     : engine_(engine),
       tokenizer_(tokenizer),
       chat_template_(chat_template),
       observer_(observer),
-      seed_(seed) {}
+      options_(options) {}
 
 absl::StatusOr<std::vector<int32_t>> GenerationService::Encode(const GenerateCall::Prompt& prompt,
                                                                bool add_special_tokens,
@@ -98,46 +72,95 @@ absl::StatusOr<std::vector<int32_t>> GenerationService::Encode(const GenerateCal
 
 absl::StatusOr<std::unique_ptr<Generation>> GenerationService::Start(const GenerateCall& call,
                                                                      std::function<void()> wake) {
-  RETURN_IF_ERROR(CheckSampling(call));
-  RETURN_IF_ERROR(CheckTokenIds("stop_token_ids", call.stop_token_ids));
+  RETURN_IF_ERROR(CheckRanges(call));
+  RETURN_IF_ERROR(CheckAllTokenIds(call));
+  // A full queue is to cost as little as it can, so the prompt comes after.
+  ASSIGN_OR_RETURN(QueueSlot slot, engine_->Reserve(call.num_generated()));
   ASSIGN_OR_RETURN(const std::vector<int32_t> prompt,
                    Encode(call.prompt, /*add_special_tokens=*/true, call.add_generation_prompt));
-  SamplingParams sampling;
-  ASSIGN_OR_RETURN(sampling.max_tokens, MaxTokens(call, static_cast<int64_t>(prompt.size())));
-  sampling.temperature = call.temperature;
-  sampling.top_k = std::max(call.top_k, 0);
-  sampling.top_p = call.top_p;
-  sampling.min_p = call.min_p;
-  sampling.stop_token_ids = StopTokenIds(call);
-  sampling.logprobs = call.logprobs.value_or(-1);
-  sampling.prompt_logprobs = call.echo ? sampling.logprobs : -1;
-  // Without a token to generate, all that the engine can do is to score the prompt.
-  if (sampling.max_tokens == 0) sampling.prompt_logprobs = std::max(sampling.prompt_logprobs, 0);
+  ASSIGN_OR_RETURN(SamplingParams sampling, Sampling(call, static_cast<int64_t>(prompt.size())));
 
-  const bool is_reply =
-      std::holds_alternative<GenerateCall::Conversation>(call.prompt) && call.add_generation_prompt;
   auto generation = std::make_unique<Generation>(
-      Generation::Options{.tokenizer = tokenizer_,
-                          .observer = observer_,
-                          .stop = call.stop,
-                          .stop_token_ids = call.stop_token_ids,
-                          .echo = call.echo,
-                          .skip_special_tokens = call.skip_special_tokens,
-                          .strip_leading_space = is_reply},
+      Generation::Options{
+          .tokenizer = tokenizer_,
+          .observer = observer_,
+          .num_best = call.n,
+          .stop = call.stop,
+          .stop_token_ids = call.stop_token_ids,
+          .logprobs = call.logprobs.has_value(),
+          .echo = call.echo,
+          .skip_special_tokens = call.skip_special_tokens,
+          .strip_leading_space = IsConversation(call) && call.add_generation_prompt},
       std::move(wake));
   const uint64_t seed = call.seed ? *call.seed : NextSeed();
-  for (int i = 0; i < call.n; ++i) {
+  const SchedulingParams scheduling = Scheduling(call);
+  std::vector<std::shared_ptr<Request>> requests;
+  for (int i = 0; i < call.num_generated(); ++i) {
     sampling.seed = DeriveSeed(seed, static_cast<uint64_t>(i));
-    std::string id = call.n == 1 ? call.request_id : fmt::format("{}-{}", call.request_id, i);
-    // On failure the choices submitted so far are cancelled as `generation` goes.
-    RETURN_IF_ERROR(
-        generation->Submit(engine_, std::make_shared<Request>(std::move(id), prompt, sampling)));
+    if (!call.allowed_token_ids.empty()) {
+      sampling.mask = std::make_shared<AllowedTokens>(call.allowed_token_ids);
+    }
+    std::string id =
+        call.num_generated() == 1 ? call.request_id : fmt::format("{}-{}", call.request_id, i);
+    requests.push_back(std::make_shared<Request>(std::move(id), prompt, sampling, scheduling));
   }
+  RETURN_IF_ERROR(generation->Submit(engine_, std::move(slot), std::move(requests)));
   return generation;
 }
 
 uint64_t GenerationService::NextSeed() {
-  return seed_ ? DeriveSeed(*seed_, num_seeds_.fetch_add(1)) : RandomSeed();
+  return options_.seed ? DeriveSeed(*options_.seed, num_seeds_.fetch_add(1)) : RandomSeed();
+}
+
+absl::StatusOr<SamplingParams> GenerationService::Sampling(const GenerateCall& call,
+                                                           int64_t num_prompt_tokens) const {
+  SamplingParams sampling;
+  ASSIGN_OR_RETURN(sampling.max_tokens, MaxTokens(call, num_prompt_tokens));
+  if (call.min_tokens > sampling.max_tokens) {
+    return FieldError("min_tokens", fmt::format("min_tokens must be at most max_tokens, which is "
+                                                "{}, but is {}",
+                                                sampling.max_tokens, call.min_tokens));
+  }
+  sampling.min_tokens = call.min_tokens;
+  sampling.temperature = call.temperature;
+  sampling.top_k = std::max(call.top_k, 0);
+  sampling.top_p = call.top_p;
+  sampling.min_p = call.min_p;
+  sampling.typical_p = call.typical_p;
+  sampling.presence_penalty = call.presence_penalty;
+  sampling.frequency_penalty = call.frequency_penalty;
+  sampling.repetition_penalty = call.repetition_penalty;
+  for (const auto& [token_id, bias] : call.logit_bias) {
+    sampling.logit_bias.push_back({token_id, bias});
+  }
+  sampling.stop_token_ids = StopTokenIds(call);
+  sampling.logprobs = call.logprobs.value_or(-1);
+  sampling.prompt_logprobs = call.echo ? sampling.logprobs : -1;
+  if (call.num_generated() > call.n) sampling.logprobs = std::max(sampling.logprobs, 0);  // to rank
+  // Without a token to generate, all that the engine can do is to score the prompt.
+  if (sampling.max_tokens == 0) sampling.prompt_logprobs = std::max(sampling.prompt_logprobs, 0);
+  return sampling;
+}
+
+SchedulingParams GenerationService::Scheduling(const GenerateCall& call) const {
+  SchedulingParams scheduling;
+  scheduling.priority = call.priority;
+  scheduling.deadline = call.deadline;
+  // A number and a colon, then the client's own text: no two callers make the same of it.
+  scheduling.cache_domain = fmt::format("{}:{}", call.api_key, call.cache_salt);
+  if (options_.fair_share == FairShare::kKey) scheduling.tenant = fmt::format("{}", call.api_key);
+  if (options_.fair_share == FairShare::kUser) {
+    scheduling.tenant = fmt::format("{}:{}", call.api_key, call.user);
+  }
+  return scheduling;
+}
+
+absl::Status GenerationService::CheckAllTokenIds(const GenerateCall& call) const {
+  RETURN_IF_ERROR(CheckTokenIds("stop_token_ids", call.stop_token_ids));
+  RETURN_IF_ERROR(CheckTokenIds("allowed_token_ids", call.allowed_token_ids));
+  GenerateCall::TokenIds biased;
+  for (const auto& [token_id, bias] : call.logit_bias) biased.push_back(token_id);
+  return CheckTokenIds("logit_bias", biased);
 }
 
 absl::Status GenerationService::CheckTokenIds(const char* field,
@@ -155,7 +178,7 @@ absl::Status GenerationService::CheckTokenIds(const char* field,
 
 absl::StatusOr<int32_t> GenerationService::MaxTokens(const GenerateCall& call,
                                                      int64_t num_prompt_tokens) const {
-  const bool is_chat = std::holds_alternative<GenerateCall::Conversation>(call.prompt);
+  const bool is_chat = IsConversation(call);
   const char* field = is_chat ? "messages" : "prompt";
   if (num_prompt_tokens == 0) return FieldError(field, fmt::format("{} has no tokens", field));
   if (call.max_tokens.value_or(0) < 0) {

@@ -53,12 +53,12 @@ void TextAssembler::Take(GenerationDelta* delta) {
 
 void TextAssembler::Append(std::string text, Part part) {
   if (text.empty()) return;
-  if (part == Part::kOutput && std::exchange(strip_leading_space_, false) && text[0] == ' ') {
+  if (part != Part::kPrompt && std::exchange(strip_leading_space_, false) && text[0] == ' ') {
     text.erase(0, 1);
   }
   num_code_points_ += CountCodePoints(text);
   held_ += text;
-  if (part == Part::kPrompt) return Release(held_.size());
+  if (part == Part::kPrompt || part == Part::kEarlyOutput) return Release(held_.size());
   size_t begin = 0;
   found_ = FindStop(&begin);
   Release(found_ != nullptr ? begin : held_.size() - NumPossibleStopBytes());

@@ -13,13 +13,14 @@ namespace shoal {
 
 /// Text that may be the beginning of a stop string is held back until it is clear whether it is.
 /// Where the text is cut depends on the text alone, not on how it falls into tokens: at the first
-/// code point that completes a stop string, before the longest one that ends there. Thread: one at
-/// a time.
+/// code point that completes a stop string, before the longest one that ends there. (Only where
+/// early output ends is a matter of tokens.) Thread: one at a time.
 class TextAssembler {
  public:
   /// What a token is to the text.
   enum class Part {
-    kPrompt,  // echoed: no stop string is looked for
+    kPrompt,       // echoed: no stop string is looked for
+    kEarlyOutput,  // neither is in this
     kOutput,
     kStopToken,  // ends the output, has no text
   };

@@ -186,7 +186,7 @@ class Bench {
     // Another set of experts each time, so that a single token's weights come from memory.
     std::mt19937 random(7);
     constexpr int kRoutings = 8;
-    std::vector<Routing> routings;
+    std::vector<Tensor> expert_ids;
     int64_t distinct = 0;
     for (int i = 0; i < kRoutings; ++i) {
       std::vector<int32_t> ids, all(kExperts);
@@ -198,13 +198,13 @@ class Bench {
         for (int k = 0; k < kTopK; ++k) used[all[k]] = true;
       }
       distinct += std::count(used.begin(), used.end(), true);
-      routings.push_back({Ints(ids, {tokens, kTopK}), Tensor()});
+      expert_ids.push_back(Ints(ids, {tokens, kTopK}));
     }
     const Tensor x = Random(dtype, {tokens, kHidden});
     const Tensor rows = Random(dtype, {tokens, kTopK, kHidden});
     int round = 0;
     const double seconds = MedianSeconds(
-        [&] { ops_.ExpertFfn(x, routings[++round % kRoutings], {experts_, 0}, rows); });
+        [&] { ops_.ExpertFfn(x, expert_ids[++round % kRoutings], {experts_, 0}, rows); });
     const double expert = 3.0 * kHidden * kWidth;
     Report(
         fmt::format("ExpertFfn {} of 64 {}, {} tokens", distinct / kRoutings, Name(dtype), tokens),
@@ -240,20 +240,35 @@ class Bench {
 
   void RunSampling() {
     constexpr int64_t kVocab = 102400;
+    constexpr int32_t kHistory = 1000;
     const Tensor logits = Random(DType::kFloat32, {1, kVocab});
     for (int64_t i = 0; i < kVocab; ++i) logits.as<float>()[i] *= 50;
-    const Tensor in = device_.Allocate(DType::kByte, {int64_t{sizeof(SamplingRow)}}).value();
+    std::minstd_rand random(5);
+    std::vector<int32_t> history(kHistory);
+    for (int32_t& token : history) token = static_cast<int32_t>(random() % kVocab);
+    std::vector<int32_t> mask((kVocab + 31) / 32);
+    for (int32_t& word : mask) word = static_cast<int32_t>(random() * 2);
+    const SamplingInputs inputs = {
+        .rows = device_.Allocate(DType::kByte, {int64_t{sizeof(SamplingRow)}}).value(),
+        .history = Ints(history, {1, kHistory}),
+        .biases = {},
+        .masks = Ints(mask, {1, std::ssize(mask)})};
     const Tensor out = device_.Allocate(DType::kByte, {int64_t{sizeof(SampledRow)}}).value();
-    for (const SamplingRow& row :
-         {SamplingRow{}, SamplingRow{.temperature = 1},
-          SamplingRow{.temperature = 1, .top_p = 0.95f},
-          SamplingRow{.temperature = 0.8f, .top_k = 50, .top_p = 0.95f, .top_logprobs = 20}}) {
-      device_.CopyFromHost(&row, in);
-      const double seconds = MedianSeconds([&] { ops_.Sample(logits, in, out); });
-      Report(fmt::format("Sample of 102400, temperature {}, k {}, p {}", row.temperature, row.top_k,
-                         row.top_p),
-             seconds, static_cast<double>(logits.size_bytes()), 0);
-    }
+    const auto run = [&](const char* what, const SamplingRow& row) {
+      device_.CopyFromHost(&row, inputs.rows);
+      const double seconds = MedianSeconds([&] { ops_.Sample(logits, inputs, out); });
+      Report(fmt::format("Sample of 102400, {}", what), seconds,
+             static_cast<double>(logits.size_bytes()), 0);
+    };
+    run("greedy", {});
+    run("greedy, penalties", {.presence_penalty = 1, .position = kHistory});
+    run("greedy, mask", {.mask = 0});
+    run("temperature", {.temperature = 1});
+    run("temperature, penalties", {.temperature = 1, .presence_penalty = 1, .position = kHistory});
+    run("top-p", {.temperature = 1, .top_p = 0.95f});
+    run("typical-p", {.temperature = 1, .typical_p = 0.95f});
+    run("top-k, top-p, 20 logprobs",
+        {.temperature = 0.8f, .top_k = 50, .top_p = 0.95f, .top_logprobs = 20});
   }
 
   const std::shared_ptr<ThreadPool> pool_;

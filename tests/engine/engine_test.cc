@@ -4,99 +4,16 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <atomic>
 #include <limits>
-#include <random>
-#include <thread>
+#include <numeric>
 
-#include "tests/engine/small_checkpoint.h"
+#include "tests/engine/engine_call.h"
 
 namespace shoal {
 namespace {
 
 using std::chrono::minutes;
 using testing::HasSubstr;
-using Tokens = std::vector<int32_t>;
-
-constexpr int32_t kLong = 4000;  // tokens; far more than a test has the time to generate
-constexpr int64_t kBytesPerToken = 3 * 2 * 2 * 16 * 2;  // layers, K and V, heads, head_dim, bytes
-
-EngineConfig SmallConfig() {
-  EngineConfig config;
-  config.model_directory = SmallCheckpoint();
-  config.threads = 1;
-  return config;
-}
-
-std::unique_ptr<Engine> MakeEngine(const EngineConfig& config) {
-  auto engine = Engine::Create(config, [](const LoadStatus&) {});
-  SHOAL_CHECK(engine.ok(), "{}", engine.status().ToString());
-  return *std::move(engine);
-}
-
-Tokens Prompt(int32_t size, int32_t first = 2) {
-  Tokens tokens;
-  for (int32_t i = 0; i < size; ++i) tokens.push_back((first + i * 7) % 200);
-  return tokens;
-}
-
-/// A request whose end can be waited for.
-class Call {
- public:
-  Call(Tokens prompt, SamplingParams sampling)
-      : request_(std::make_shared<Request>("r", std::move(prompt), std::move(sampling))) {
-    TokenStream& stream = request_->stream();  // calls back, so it is there
-    stream.SetWake([&stream, signals = signals_] {
-      signals->num_tokens = stream.tokens().size();
-      signals->num_tokens.notify_all();
-      if (signals->num_tokens == signals->hold_at) signals->holding.wait(true);
-      signals->ended = stream.finish() != nullptr;
-      signals->ended.notify_all();
-    });
-  }
-
-  absl::Status Submit(Engine& engine) { return engine.Submit(request_); }
-  void WaitForToken() { signals_->num_tokens.wait(0); }
-
-  /// From that token on the engine thread stands still, until Release().
-  void HoldEngineAt(size_t num_tokens) {
-    signals_->holding = true;
-    signals_->hold_at = num_tokens;
-  }
-  void WaitForHold() {
-    for (size_t n = 0; n < signals_->hold_at; n = signals_->num_tokens) {
-      signals_->num_tokens.wait(n);
-    }
-  }
-  void Release() {
-    signals_->holding = false;
-    signals_->holding.notify_all();
-  }
-
-  const FinishInfo& Wait() {
-    signals_->ended.wait(false);
-    return *request_->stream().finish();
-  }
-  Request& request() { return *request_; }
-
-  Tokens tokens() const {
-    Tokens tokens;
-    for (const TokenOutput& output : request_->stream().tokens()) tokens.push_back(output.token_id);
-    return tokens;
-  }
-
- private:
-  /// Shared with the engine's thread, which may still be notifying when the call has gone.
-  struct Signals {
-    std::atomic<size_t> num_tokens = 0;
-    std::atomic<bool> ended = false;
-    std::atomic<bool> holding = false;
-    size_t hold_at = 0;
-  };
-
-  const std::shared_ptr<Request> request_;
-  const std::shared_ptr<Signals> signals_ = std::make_shared<Signals>();
-};
 
 /// All that a client sees of a completion.
 struct Completion {
@@ -129,13 +46,6 @@ Completion Generate(Engine& engine, Tokens prompt, const SamplingParams& samplin
   return CompletionOf(call);
 }
 
-/// Waits until the engine has published that nothing runs.
-void WaitUntilIdle(Engine& engine) {
-  while (engine.Stats().scheduler.num_running + engine.Stats().scheduler.num_waiting > 0) {
-    std::this_thread::yield();
-  }
-}
-
 TEST(Engine, GreedyGenerationIsDeterministic) {
   const auto engine = MakeEngine(SmallConfig());
   const SamplingParams greedy = {.temperature = 0, .max_tokens = 20, .logprobs = 3};
@@ -155,110 +65,6 @@ TEST(Engine, EqualSeedsGiveEqualTokens) {
   EXPECT_EQ(first, Generate(*engine, Prompt(10), one));
   EXPECT_NE(first, Generate(*engine, Prompt(10), two));
 }
-
-/// Requests of mixed lengths and ways to sample; some share a prefix, and some are longer than
-/// several steps of attention over 64 keys.
-struct Workload {
-  std::vector<Tokens> prompts;
-  std::vector<SamplingParams> sampling;
-
-  Workload() {
-    std::mt19937 random(7);
-    for (int i = 0; i < 20; ++i) {
-      const bool is_long = i % 5 == 4;
-      const auto size = static_cast<int32_t>(is_long ? 130 + random() % 30 : 1 + random() % 60);
-      Tokens prompt = Prompt(size, i % 3);
-      prompt.back() = static_cast<int32_t>(random() % 200);
-      prompts.push_back(prompt);
-      sampling.push_back({.temperature = static_cast<float>(random() % 3) * 0.6f,
-                          .top_k = i % 5 == 1 ? 20 : 0,
-                          .top_p = i % 5 == 2 ? 0.8f : 1.0f,
-                          .min_p = i % 5 == 3 ? 0.05f : 0.0f,
-                          .seed = random(),
-                          .max_tokens = 1 + static_cast<int32_t>(random() % 40),
-                          .logprobs = i % 4,
-                          .prompt_logprobs = i == 9 ? 2 : -1});
-    }
-  }
-
-  std::vector<Completion> RunTogether(Engine& engine) const {
-    std::vector<std::unique_ptr<Call>> calls;
-    for (size_t i = 0; i < prompts.size(); ++i) {
-      calls.push_back(std::make_unique<Call>(prompts[i], sampling[i]));
-      SHOAL_CHECK(calls.back()->Submit(engine).ok(), "refused");
-    }
-    std::vector<Completion> completions;
-    for (const auto& call : calls) {
-      call->Wait();
-      completions.push_back(CompletionOf(*call));
-    }
-    return completions;
-  }
-
-  std::vector<Completion> RunOneByOne(Engine& engine) const {
-    std::vector<Completion> completions;
-    for (size_t i = 0; i < prompts.size(); ++i) {
-      completions.push_back(Generate(engine, prompts[i], sampling[i]));
-    }
-    return completions;
-  }
-};
-
-struct Variant {
-  const char* name;
-  int32_t max_num_batched_tokens = 512;
-  int32_t block_size = 16;
-  bool enable_prefix_caching = true;
-  int threads = 1;
-  bool small_cache = false;
-};
-
-class EngineInvariance : public testing::TestWithParam<Variant> {};
-
-TEST_P(EngineInvariance, RequestsGetTogetherWhatTheyGetAlone) {
-  const Workload workload;
-  EngineConfig config = SmallConfig();
-  config.enable_prefix_caching = false;
-  static const std::vector<Completion> kAlone = workload.RunOneByOne(*MakeEngine(config));
-
-  const Variant& variant = GetParam();
-  config.max_num_batched_tokens = variant.max_num_batched_tokens;
-  config.block_size = variant.block_size;
-  config.enable_prefix_caching = variant.enable_prefix_caching;
-  config.threads = variant.threads;
-  if (variant.small_cache) {
-    config.max_model_len = 200;
-    config.kv_cache_memory_bytes = 200 * kBytesPerToken;
-  }
-  const auto engine = MakeEngine(config);
-  for (int round = 0; round < 2; ++round) {
-    const std::vector<Completion> together = workload.RunTogether(*engine);
-    for (size_t i = 0; i < kAlone.size(); ++i) EXPECT_EQ(together[i], kAlone[i]) << "request " << i;
-  }
-  WaitUntilIdle(*engine);
-  const EngineStats stats = engine->Stats();
-  EXPECT_EQ(stats.blocks.num_free, stats.blocks.num_blocks);
-  EXPECT_EQ(stats.scheduler.num_preemptions > 0, variant.small_cache);
-  EXPECT_EQ(stats.blocks.prefix_hits_tokens > 0, variant.enable_prefix_caching);
-}
-
-INSTANTIATE_TEST_SUITE_P(
-    Variants, EngineInvariance,
-    testing::Values(Variant{.name = "Default"}, Variant{.name = "TwoThreads", .threads = 2},
-                    Variant{.name = "Chunks7", .max_num_batched_tokens = 7, .block_size = 8},
-                    Variant{.name = "Chunks64", .max_num_batched_tokens = 64, .block_size = 32},
-                    Variant{.name = "NoPrefixCache",
-                            .max_num_batched_tokens = 64,
-                            .block_size = 8,
-                            .enable_prefix_caching = false},
-                    Variant{.name = "Preemption", .block_size = 8, .small_cache = true},
-                    Variant{.name = "PreemptionInChunks",
-                            .max_num_batched_tokens = 7,
-                            .block_size = 8,
-                            .enable_prefix_caching = false,
-                            .threads = 2,
-                            .small_cache = true}),
-    [](const auto& info) { return info.param.name; });
 
 TEST(Engine, PromptLogprobsEqualThoseOfGeneration) {
   const auto engine = MakeEngine(SmallConfig());
@@ -285,11 +91,19 @@ TEST(Engine, CountsWhatItDoes) {
   WaitUntilIdle(*engine);
   const EngineStats stats = engine->Stats();
   EXPECT_EQ(stats.num_steps, 6);
-  EXPECT_EQ(stats.prompt_tokens, 80);
-  EXPECT_EQ(stats.generation_tokens, 6);
-  EXPECT_EQ(stats.last_step_tokens, 8);
-  EXPECT_EQ(stats.blocks.prefix_queries_tokens, 80);
-  EXPECT_EQ(stats.blocks.prefix_hits_tokens, 32);
+  EXPECT_EQ(stats.step_tokens.sum, 40 + 4 + 8);
+  EXPECT_EQ(std::accumulate(stats.step_seconds.counts.begin(), stats.step_seconds.counts.end(), 0),
+            6);
+  EXPECT_GT(stats.step_seconds.sum, 0);
+  EXPECT_EQ(stats.scheduler.prompt_tokens, 80);
+  EXPECT_EQ(stats.scheduler.prefill_tokens, 48);
+  EXPECT_EQ(stats.scheduler.decode_tokens, 4);
+  EXPECT_EQ(stats.scheduler.generation_tokens, 6);
+  EXPECT_EQ(stats.scheduler.num_ended, 2);
+  ASSERT_EQ(stats.blocks.size(), 1u);
+  EXPECT_EQ(stats.blocks[0].prefix_queries_tokens, 80);
+  EXPECT_EQ(stats.blocks[0].prefix_hits_tokens, 32);
+  EXPECT_EQ(stats.blocks[0].num_cached, 2);
 }
 
 TEST(Engine, CancelFreesBlocksWithinOneStep) {
@@ -302,7 +116,7 @@ TEST(Engine, CancelFreesBlocksWithinOneStep) {
   EXPECT_EQ(call.Wait().reason, FinishReason::kCancel);
   EXPECT_LE(call.tokens().size(), num_tokens + 2) << "the step in flight and one that had begun";
   WaitUntilIdle(*engine);
-  EXPECT_EQ(engine->Stats().blocks.num_free, engine->Stats().blocks.num_blocks);
+  EXPECT_EQ(engine->Stats().AllBlocks().num_free, engine->Stats().AllBlocks().num_blocks);
 }
 
 TEST(Engine, RefusesRequestsBeyondTheQueueBound) {
@@ -321,6 +135,7 @@ TEST(Engine, RefusesRequestsBeyondTheQueueBound) {
   const absl::Status refused = third.Submit(*engine);
   EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(std::string(refused.message()), HasSubstr("2 requests wait"));
+  EXPECT_FALSE(engine->Reserve(1).ok());
   running.Release();
   EXPECT_EQ(second.Wait().reason, FinishReason::kLength);
   WaitUntilIdle(*engine);
@@ -380,6 +195,15 @@ TEST(Engine, NamesWhatIsWrongWithARequest) {
   EXPECT_THAT(refusal({5}, {.max_tokens = 1, .logprobs = 21}), HasSubstr("logprobs is 21"));
   EXPECT_THAT(refusal({5}, {.max_tokens = 1, .prompt_logprobs = -2}),
               HasSubstr("prompt_logprobs is -2, expected -1 to 20"));
+  EXPECT_THAT(refusal({5}, {.typical_p = 0, .max_tokens = 1}), HasSubstr("typical_p is 0"));
+  EXPECT_THAT(refusal({5}, {.presence_penalty = 3, .max_tokens = 1}),
+              HasSubstr("presence_penalty is 3, expected -2 to 2"));
+  EXPECT_THAT(refusal({5}, {.repetition_penalty = 0, .max_tokens = 1}),
+              HasSubstr("repetition_penalty is 0"));
+  EXPECT_THAT(refusal({5}, {.max_tokens = 4, .min_tokens = 5}),
+              HasSubstr("min_tokens is 5, expected 0 to 4"));
+  EXPECT_THAT(refusal({5}, {.max_tokens = 1, .logit_bias = {{200, 1}}}),
+              HasSubstr("logit_bias holds token id 200, expected 0 to 199"));
   EXPECT_EQ(Generate(*engine, Tokens(60, 5), {.max_tokens = 40}).tokens.size(), 40u);
 }
 
@@ -416,7 +240,7 @@ TEST(Engine, DrainEndsWhatRunsAtItsDeadline) {
   EXPECT_EQ(waiting.Wait().reason, FinishReason::kError);
   EXPECT_EQ(waiting.Wait().status.code(), absl::StatusCode::kUnavailable);
   EXPECT_EQ(running.Wait().reason, FinishReason::kError);
-  EXPECT_EQ(engine->Stats().blocks.num_free, engine->Stats().blocks.num_blocks);
+  EXPECT_EQ(engine->Stats().AllBlocks().num_free, engine->Stats().AllBlocks().num_blocks);
 }
 
 TEST(Engine, DestructorEndsRunningRequests) {
@@ -429,29 +253,67 @@ TEST(Engine, DestructorEndsRunningRequests) {
   EXPECT_EQ(call.Wait().status.code(), absl::StatusCode::kUnavailable);
 }
 
-TEST(Engine, ServesManyThreadsWithRandomCancels) {
+TEST(Engine, ASlotIsAPlaceInTheQueueUntilItIsGivenBack) {
   EngineConfig config = SmallConfig();
-  config.max_model_len = 64;
-  config.max_num_seqs = 8;
-  config.block_size = 8;
-  config.kv_cache_memory_bytes = 160 * kBytesPerToken;
+  config.max_num_queued_requests = 4;
   const auto engine = MakeEngine(config);
-  std::vector<std::jthread> clients;
-  for (uint32_t client = 0; client < 4; ++client) {
-    clients.emplace_back([&engine, client] {
-      std::mt19937 random(client);
-      for (int i = 0; i < 10; ++i) {
-        Call call(Prompt(1 + static_cast<int32_t>(random() % 30)),
-                  {.max_tokens = 1 + static_cast<int32_t>(random() % 20)});
-        ASSERT_TRUE(call.Submit(*engine).ok());
-        if (random() % 3 == 0) call.request().Cancel();
-        call.Wait();
-      }
-    });
+  {
+    const auto three = engine->Reserve(3);
+    ASSERT_TRUE(three.ok());
+    EXPECT_EQ(engine->Stats().num_reserved, 3);
+    EXPECT_EQ(engine->Reserve(2).status().code(), absl::StatusCode::kResourceExhausted);
+    EXPECT_TRUE(engine->Reserve(1).ok());
   }
-  clients.clear();
-  engine->Drain(Clock::now() + minutes(10));
-  EXPECT_EQ(engine->Stats().blocks.num_free, engine->Stats().blocks.num_blocks);
+  EXPECT_EQ(engine->Stats().num_reserved, 0);
+  EXPECT_TRUE(engine->Reserve(4).ok());
+}
+
+TEST(Engine, RefusesPromptsBeyondTheTokensThatMayWait) {
+  EngineConfig config = SmallConfig();
+  config.max_num_seqs = 1;
+  config.max_num_queued_tokens = 50;
+  const auto engine = MakeEngine(config);
+  Call running(Prompt(20), {.max_tokens = 3});
+  running.HoldEngineAt(2);
+  ASSERT_TRUE(running.Submit(*engine).ok());
+  running.WaitForHold();
+  Call longer_than_the_queue(Prompt(60), {.max_tokens = 1}), next(Prompt(1), {.max_tokens = 1});
+  EXPECT_TRUE(longer_than_the_queue.Submit(*engine).ok()) << "nothing else waits";
+  const absl::Status refused = next.Submit(*engine);
+  EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(refused.message()), HasSubstr("60 tokens wait already"));
+  running.Release();
+  EXPECT_EQ(longer_than_the_queue.Wait().reason, FinishReason::kLength);
+  WaitUntilIdle(*engine);
+  EXPECT_TRUE(next.Submit(*engine).ok());
+}
+
+TEST(Engine, ResettingThePrefixCacheForgetsIt) {
+  const auto engine = MakeEngine(SmallConfig());
+  Generate(*engine, Prompt(40), {.max_tokens = 1});
+  WaitUntilIdle(*engine);
+  EXPECT_EQ(engine->Stats().blocks[0].num_cached, 2);
+  engine->ResetPrefixCache();
+  Call again(Prompt(40), {.max_tokens = 1});
+  ASSERT_TRUE(again.Submit(*engine).ok());
+  EXPECT_EQ(again.Wait().num_cached_tokens, 0);
+}
+
+TEST(Engine, TellsWhatEachTenantUses) {
+  const auto engine = MakeEngine(SmallConfig());
+  Call call(Prompt(20), {.max_tokens = 3}, {.tenant = "somebody"});
+  call.HoldEngineAt(1);
+  ASSERT_TRUE(call.Submit(*engine).ok());
+  call.WaitForHold();
+  call.Release();
+  call.Wait();
+  WaitUntilIdle(*engine);
+  const EngineStats stats = engine->Stats();
+  const auto tenant = std::ranges::find(stats.tenants, "somebody", &Tenant::name);
+  ASSERT_NE(tenant, stats.tenants.end());
+  EXPECT_EQ(tenant->service_tokens, 22);
+  EXPECT_EQ(tenant->num_running, 0);
+  EXPECT_EQ(tenant->num_blocks, 0);
 }
 
 TEST(Engine, ReportsItsProgress) {
@@ -478,8 +340,8 @@ TEST(Engine, NamesWhatIsWrongWithItsConfig) {
   EXPECT_THAT(error([](EngineConfig& c) { c.model_directory = "/none"; }), HasSubstr("/none"));
   EXPECT_THAT(error([](EngineConfig& c) { c.dtype = "int3"; }), HasSubstr("dtype is \"int3\""));
   EXPECT_THAT(error([](EngineConfig& c) { c.device = "abacus"; }), HasSubstr("\"abacus\""));
-  EXPECT_THAT(error([](EngineConfig& c) { c.expert_parallel = 2; }),
-              HasSubstr("expert_parallel is 2"));
+  EXPECT_THAT(error([](EngineConfig& c) { c.expert_parallel = 0; }),
+              HasSubstr("expert_parallel is 0"));
   EXPECT_THAT(error([](EngineConfig& c) { c.block_size = 0; }), HasSubstr("block_size is 0"));
   EXPECT_THAT(error([](EngineConfig& c) { c.max_num_seqs = -1; }), HasSubstr("max_num_seqs is -1"));
   EXPECT_THAT(error([](EngineConfig& c) { c.max_num_batched_tokens = 65537; }),

@@ -58,8 +58,10 @@ absl::Status WriteLogits(const Options& options) {
                    Checkpoint::Open(options.directory));
   ASSIGN_OR_RETURN(Backend backend, MakeCpuBackend({}));
   Device& device = *backend.device;
-  ASSIGN_OR_RETURN(ModelWeights weights, LoadModelWeights(config, *checkpoint, options.dtype,
-                                                          backend, [](int64_t, int64_t) {}));
+  ASSIGN_OR_RETURN(const ExpertPlacement placement,
+                   ExpertPlacement::Create(config.n_routed_experts, 1, 0));
+  ASSIGN_OR_RETURN(ModelWeights weights,
+                   LoadModelWeights(config, *checkpoint, options.dtype, placement, backend, {}));
   const int64_t num_tokens = static_cast<int64_t>(options.token_ids.size());
   ASSIGN_OR_RETURN(
       const std::unique_ptr<DeepseekMoe> model,

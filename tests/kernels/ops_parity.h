@@ -239,9 +239,8 @@ TEST_P(FfnParity, ExpertFfnRunsLocalExpertsOnly) {
                : i % 3 == 1 ? kFirst + 4
                             : 9 * (i % 2);
     }
-    const Routing routing = {UploadInts(ids, {kTokens, kTopK}), Tensor()};
     const Mirror rows = Random(dtype, {kTokens, kTopK, kHidden});
-    ops().ExpertFfn(x.device, routing, {ffn.device, kFirst}, rows.device);
+    ops().ExpertFfn(x.device, UploadInts(ids, {kTokens, kTopK}), {ffn.device, kFirst}, rows.device);
     std::vector<double> expected(rows.host.begin(), rows.host.end());
     for (int64_t i = 0; i < kTokens * kTopK; ++i) {
       const int64_t e = ids[i] - kFirst;
@@ -262,12 +261,12 @@ TEST_P(FfnParity, ExpertFfnRowsDoNotDependOnTheBatch) {
     for (int32_t& id : ids) id = static_cast<int32_t>(random_() % kExperts);
     const Tensor all_ids = UploadInts(ids, {kTokens, kTopK});
     const Tensor all = Zeros(dtype, {kTokens, kTopK, kHidden});
-    ops().ExpertFfn(x.device, {all_ids, Tensor()}, {ffn.device, 0}, all);
+    ops().ExpertFfn(x.device, all_ids, {ffn.device, 0}, all);
     for (int64_t begin = 0; begin < kTokens; ++begin) {
       const int64_t count = std::min<int64_t>(1 + begin % 7, kTokens - begin);
       const Tensor out = Zeros(dtype, {count, kTopK, kHidden});
-      ops().ExpertFfn(x.device.Rows(begin, count), {all_ids.Rows(begin, count), Tensor()},
-                      {ffn.device, 0}, out);
+      ops().ExpertFfn(x.device.Rows(begin, count), all_ids.Rows(begin, count), {ffn.device, 0},
+                      out);
       ASSERT_EQ(Download(out), Download(all.Rows(begin, count)));
     }
   }

@@ -16,21 +16,33 @@ constexpr int64_t kTokenBytes = 10;
 constexpr KvCacheConfig kConfig = {.block_size = 16, .max_model_len = 100, .max_num_seqs = 4};
 
 TEST(KvCache, HoldsAllSequencesIfHalfOfTheMemoryIsEnough) {
-  EXPECT_EQ(*ChooseNumBlocks(kConfig, kTokenBytes, 1'000'000), 4 * 7);
+  EXPECT_EQ(*ChooseNumBlocks(kConfig, 1, kTokenBytes, 1'000'000), 4 * 7);
 }
 
 TEST(KvCache, TakesAtMostHalfOfTheMemory) {
-  EXPECT_EQ(*ChooseNumBlocks(kConfig, kTokenBytes, 2 * 10 * 160 + 1), 10);
+  EXPECT_EQ(*ChooseNumBlocks(kConfig, 1, kTokenBytes, 2 * 10 * 160 + 1), 10);
 }
 
 TEST(KvCache, TakesTheMemoryItIsGiven) {
   KvCacheConfig config = kConfig;
   config.memory_bytes = 1000 * 160 + 159;
-  EXPECT_EQ(*ChooseNumBlocks(config, kTokenBytes, 0), 1000);
+  EXPECT_EQ(*ChooseNumBlocks(config, 1, kTokenBytes, 0), 1000);
+}
+
+TEST(KvCache, SharesMemoryAndSequencesOutAmongTheRanks) {
+  EXPECT_EQ(*ChooseNumBlocks(kConfig, 2, kTokenBytes, 1'000'000), 2 * 7);
+  EXPECT_EQ(*ChooseNumBlocks(kConfig, 3, kTokenBytes, 1'000'000), 2 * 7);
+  EXPECT_EQ(*ChooseNumBlocks(kConfig, 8, kTokenBytes, 1'000'000), 7) << "one sequence at least";
+  KvCacheConfig config = kConfig;
+  config.memory_bytes = 1000 * 160;
+  EXPECT_EQ(*ChooseNumBlocks(config, 8, kTokenBytes, 0), 125);
+  config.memory_bytes = 8 * 7 * 160 - 1;
+  EXPECT_EQ(ChooseNumBlocks(config, 8, kTokenBytes, 0).status().code(),
+            absl::StatusCode::kResourceExhausted);
 }
 
 TEST(KvCache, SaysWhatToChangeIfOneSequenceDoesNotFit) {
-  const absl::Status automatic = ChooseNumBlocks(kConfig, kTokenBytes, 2 * 7 * 160 - 1).status();
+  const absl::Status automatic = ChooseNumBlocks(kConfig, 1, kTokenBytes, 2 * 7 * 160 - 1).status();
   EXPECT_EQ(automatic.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(std::string(automatic.message()),
               testing::AllOf(HasSubstr("max_model_len 100 tokens needs 1120 bytes"),
@@ -38,16 +50,16 @@ TEST(KvCache, SaysWhatToChangeIfOneSequenceDoesNotFit) {
   KvCacheConfig config = kConfig;
   config.memory_bytes = 7 * 160 - 1;
   EXPECT_THAT(
-      std::string(ChooseNumBlocks(config, kTokenBytes, 1'000'000).status().message()),
+      std::string(ChooseNumBlocks(config, 1, kTokenBytes, 1'000'000).status().message()),
       HasSubstr("1119 bytes are given: lower max_model_len or raise kv_cache_memory_bytes"));
   config.memory_bytes = 7 * 160;
-  EXPECT_EQ(*ChooseNumBlocks(config, kTokenBytes, 1'000'000), 7);
+  EXPECT_EQ(*ChooseNumBlocks(config, 1, kTokenBytes, 1'000'000), 7);
 }
 
 TEST(KvCache, KeepsSlotsWithinInt32) {
   KvCacheConfig config = kConfig;
   config.memory_bytes = std::numeric_limits<int64_t>::max() / 2;
-  EXPECT_EQ(*ChooseNumBlocks(config, kTokenBytes, 0), std::numeric_limits<int32_t>::max() / 16);
+  EXPECT_EQ(*ChooseNumBlocks(config, 1, kTokenBytes, 0), std::numeric_limits<int32_t>::max() / 16);
 }
 
 TEST(KvCache, HasOneTensorPerLayer) {

@@ -8,28 +8,18 @@
 #include "engine/model/random_checkpoint.h"
 #include "engine/model/safetensors_writer.h"
 #include "engine/model/weights.h"
+#include "kernels/comm/local_group.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "tests/engine/model/temp_directory.h"
 
 namespace shoal {
 namespace {
 
-class Rank final : public Communicator {
- public:
-  Rank(int rank, int size) : rank_(rank), size_(size) {}
-  int rank() const override { return rank_; }
-  int size() const override { return size_; }
-
- private:
-  const int rank_;
-  const int size_;
-};
-
 Backend CpuRank(int rank, int size) {
   absl::StatusOr<Backend> backend =
-      MakeCpuBackend({.num_threads = 1, .memory_limit_bytes = 256 << 20});
+      MakeCpuBackend({.num_threads = 1, .memory_limit_bytes = 256 << 20},
+                     std::move(MakeLocalGroup(size)[static_cast<size_t>(rank)]));
   EXPECT_TRUE(backend.ok()) << backend.status();
-  backend->communicator = std::make_unique<Rank>(rank, size);
   return *std::move(backend);
 }
 
@@ -40,9 +30,15 @@ std::unique_ptr<Checkpoint> Written(const ModelConfig& config, const TempDirecto
   return *Checkpoint::Open(directory.path());
 }
 
-ModelWeights Loaded(const ModelConfig& config, const Checkpoint& checkpoint, Backend& backend) {
-  absl::StatusOr<ModelWeights> weights =
-      LoadModelWeights(config, checkpoint, DType::kFloat32, backend, {});
+ExpertPlacement Placed(const ModelConfig& config, const Backend& backend, int num_redundant = 0) {
+  return *ExpertPlacement::Create(config.n_routed_experts, backend.communicator->size(),
+                                  num_redundant);
+}
+
+ModelWeights Loaded(const ModelConfig& config, const Checkpoint& checkpoint, Backend& backend,
+                    int num_redundant = 0) {
+  absl::StatusOr<ModelWeights> weights = LoadModelWeights(
+      config, checkpoint, DType::kFloat32, Placed(config, backend, num_redundant), backend, {});
   EXPECT_TRUE(weights.ok()) << weights.status();
   return *std::move(weights);
 }
@@ -76,18 +72,17 @@ std::vector<float> InCheckpoint(const Checkpoint& checkpoint, const std::string&
   return {data, data + tensor.num_elements()};
 }
 
-/// Adds to `rows` what this rank's experts of layer 1 make of two tokens that go to all 16 experts.
-void RunExperts(Backend& backend, const LocalExperts& experts, std::vector<float>& rows) {
+/// Adds to `rows` what this rank's experts of layer 1 make of two tokens whose experts are these
+/// 16 places.
+void RunExperts(Backend& backend, const LocalExperts& experts, const std::vector<int32_t>& places,
+                std::vector<float>& rows) {
   std::vector<float> hidden(2 * 128);
   for (size_t i = 0; i < hidden.size(); ++i) hidden[i] = 0.01f * static_cast<float>(i % 37);
-  std::vector<int32_t> ids(2 * 16);
-  for (size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<int32_t>(i % 16);
-  const Routing routing = {
-      Filled(backend, DType::kInt32, {2, 16}, ids),
-      Filled(backend, DType::kFloat32, {2, 16}, std::vector<float>(2 * 16, 1.0f))};
+  std::vector<int32_t> ids = places;
+  ids.insert(ids.end(), places.begin(), places.end());
   const Tensor x = Filled(backend, DType::kFloat32, {2, 128}, hidden);
   const Tensor out = Filled(backend, DType::kFloat32, {2, 16, 128}, rows);
-  backend.ops->ExpertFfn(x, routing, experts, out);
+  backend.ops->ExpertFfn(x, Filled(backend, DType::kInt32, {2, 16}, ids), experts, out);
   rows = OnHost(backend, out);
 }
 
@@ -97,16 +92,40 @@ TEST(LoadModelWeights, GivesEachRankItsExperts) {
   const auto checkpoint = Written(config, directory);
   Backend whole = CpuRank(0, 1);
   std::vector<float> expected(2 * 16 * 128);
-  RunExperts(whole, Loaded(config, *checkpoint, whole).layers[1].experts, expected);
+  std::vector<int32_t> all(16);
+  std::iota(all.begin(), all.end(), 0);
+  RunExperts(whole, Loaded(config, *checkpoint, whole).layers[1].experts, all, expected);
   EXPECT_THAT(expected, testing::Each(testing::Ne(0.0f)));
 
   constexpr int kNumRanks = 3;
-  std::vector<float> rows(2 * 16 * 128);
-  for (int rank = 0; rank < kNumRanks; ++rank) {
-    Backend backend = CpuRank(rank, kNumRanks);
-    RunExperts(backend, Loaded(config, *checkpoint, backend).layers[1].experts, rows);
+  for (const int num_redundant : {0, 5}) {
+    for (int home = 0; home < kNumRanks; ++home) {
+      std::vector<float> rows(2 * 16 * 128);
+      for (int rank = 0; rank < kNumRanks; ++rank) {
+        Backend backend = CpuRank(rank, kNumRanks);
+        const ModelWeights weights = Loaded(config, *checkpoint, backend, num_redundant);
+        const auto places = Placed(config, backend, num_redundant).PlacesFor(home);
+        RunExperts(backend, weights.layers[1].experts, places, rows);
+      }
+      EXPECT_EQ(rows, expected) << num_redundant << " redundant, tokens of rank " << home;
+    }
   }
-  EXPECT_EQ(rows, expected);
+}
+
+TEST(LoadModelWeights, KnowsThePlacesThatServeItsRank) {
+  const TempDirectory directory;
+  const ModelConfig config = TinyFloat32();
+  const auto checkpoint = Written(config, directory);
+  Backend whole = CpuRank(0, 1);
+  EXPECT_TRUE(Loaded(config, *checkpoint, whole).expert_places.empty());
+  Backend backend = CpuRank(2, 3);
+  const ModelWeights weights = Loaded(config, *checkpoint, backend, 5);
+  const ExpertPlacement placement = Placed(config, backend, 5);
+  std::vector<int32_t> places(16);
+  backend.device->CopyToHost(weights.expert_places, places.data());
+  EXPECT_TRUE(backend.device->Synchronize().ok());
+  EXPECT_EQ(places, placement.PlacesFor(2));
+  EXPECT_EQ(weights.experts_per_rank, placement.experts_per_rank());
 }
 
 TEST(LoadModelWeights, PutsBiasesOfQueryKeyAndValueOneAfterTheOther) {
@@ -138,8 +157,11 @@ TEST(LoadModelWeights, UsesTheEmbeddingAsHeadWhenTied) {
   const ModelWeights weights = Loaded(config, *checkpoint, backend);
   EXPECT_EQ(weights.lm_head.data, weights.embedding.data);
   config.tie_word_embeddings = false;
-  EXPECT_EQ(LoadModelWeights(config, *checkpoint, DType::kFloat32, backend, {}).status().code(),
-            absl::StatusCode::kNotFound);
+  EXPECT_EQ(
+      LoadModelWeights(config, *checkpoint, DType::kFloat32, Placed(config, backend), backend, {})
+          .status()
+          .code(),
+      absl::StatusCode::kNotFound);
 }
 
 TEST(LoadModelWeights, LeavesOutWhatTheLayersDoNotHave) {
@@ -195,8 +217,10 @@ TEST(LoadModelWeights, ReportsTheBytesOfItsRankUpToTheEnd) {
     last = done_bytes;
     total = total_bytes;
   };
-  ASSERT_TRUE(
-      LoadModelWeights(config, *checkpoint, DType::kBFloat16, backend, progress).status().ok());
+  ASSERT_TRUE(LoadModelWeights(config, *checkpoint, DType::kBFloat16, Placed(config, backend),
+                               backend, progress)
+                  .status()
+                  .ok());
   const int64_t expert_bytes = 4 * 3 * 128 * 96;
   EXPECT_EQ(total, 4 * config.num_parameters() - 3 * 8 * expert_bytes);
   EXPECT_EQ(last, total);
@@ -209,8 +233,11 @@ TEST(LoadModelWeights, SaysWhenTheDeviceIsTooSmall) {
   absl::StatusOr<Backend> backend =
       MakeCpuBackend({.num_threads = 1, .memory_limit_bytes = 1 << 20});
   ASSERT_TRUE(backend.ok()) << backend.status();
-  EXPECT_EQ(LoadModelWeights(config, *checkpoint, DType::kFloat32, *backend, {}).status().code(),
-            absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(
+      LoadModelWeights(config, *checkpoint, DType::kFloat32, Placed(config, *backend), *backend, {})
+          .status()
+          .code(),
+      absl::StatusCode::kResourceExhausted);
 }
 
 }  // namespace

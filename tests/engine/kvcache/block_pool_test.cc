@@ -3,16 +3,15 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <algorithm>
-#include <map>
-#include <random>
-#include <set>
+#include <string_view>
 #include <vector>
 
 namespace shoal {
 namespace {
 
 using Tokens = std::vector<int32_t>;
+constexpr std::string_view kDomain = "some model";
+
 using testing::ElementsAre;
 using testing::IsEmpty;
 
@@ -55,11 +54,11 @@ TEST(BlockPool, SharesPublishedBlocks) {
   BlockTable first;
   int64_t num_published = 0;
   ASSERT_TRUE(pool.Grow(first, 5));
-  pool.Publish(tokens, 5, first, num_published);
+  pool.Publish(kDomain, tokens, 5, first, num_published);
   EXPECT_EQ(num_published, 2);
 
   BlockTable second;
-  EXPECT_EQ(pool.MatchPrefix(tokens, 5, second), 4);
+  EXPECT_EQ(pool.MatchPrefix(kDomain, tokens, 5, second), 4);
   EXPECT_THAT(second, ElementsAre(first[0], first[1]));
   EXPECT_EQ(pool.num_free(), 5);
   pool.Release(first);
@@ -74,12 +73,12 @@ TEST(BlockPool, MatchesNoMoreTokensThanAllowed) {
   BlockTable first;
   int64_t num_published = 0;
   ASSERT_TRUE(pool.Grow(first, 4));
-  pool.Publish(tokens, 4, first, num_published);
+  pool.Publish(kDomain, tokens, 4, first, num_published);
   BlockTable second;
-  EXPECT_EQ(pool.MatchPrefix(tokens, 3, second), 2);
+  EXPECT_EQ(pool.MatchPrefix(kDomain, tokens, 3, second), 2);
   pool.Release(second);
-  EXPECT_EQ(pool.MatchPrefix(tokens, 0, second), 0);
-  EXPECT_EQ(pool.MatchPrefix(tokens, -1, second), 0);
+  EXPECT_EQ(pool.MatchPrefix(kDomain, tokens, 0, second), 0);
+  EXPECT_EQ(pool.MatchPrefix(kDomain, tokens, -1, second), 0);
 }
 
 TEST(BlockPool, PublishesOnlyComputedFullBlocks) {
@@ -88,10 +87,10 @@ TEST(BlockPool, PublishesOnlyComputedFullBlocks) {
   BlockTable first;
   int64_t num_published = 0;
   ASSERT_TRUE(pool.Grow(first, 4));
-  pool.Publish(tokens, 3, first, num_published);
+  pool.Publish(kDomain, tokens, 3, first, num_published);
   EXPECT_EQ(num_published, 1);
   BlockTable second;
-  EXPECT_EQ(pool.MatchPrefix(tokens, 4, second), 2);
+  EXPECT_EQ(pool.MatchPrefix(kDomain, tokens, 4, second), 2);
 }
 
 TEST(BlockPool, KeepsOneOfTwoEqualBlocks) {
@@ -102,8 +101,8 @@ TEST(BlockPool, KeepsOneOfTwoEqualBlocks) {
   ASSERT_TRUE(pool.Grow(first, 4));
   ASSERT_TRUE(pool.Grow(second, 4));
   EXPECT_EQ(pool.num_free(), 4);
-  pool.Publish(tokens, 4, first, first_published);
-  pool.Publish(tokens, 4, second, second_published);
+  pool.Publish(kDomain, tokens, 4, first, first_published);
+  pool.Publish(kDomain, tokens, 4, second, second_published);
   EXPECT_EQ(second, first);
   EXPECT_EQ(pool.num_free(), 6);
 }
@@ -113,14 +112,14 @@ TEST(BlockPool, ReclaimsTheLeastRecentlyUsedPrefix) {
   const auto publish = [&pool](const Tokens& tokens) {
     BlockTable table;
     int64_t num_published = 0;
-    pool.MatchPrefix(tokens, 2, table);
+    pool.MatchPrefix(kDomain, tokens, 2, table);
     ASSERT_TRUE(pool.Grow(table, 2));
-    pool.Publish(tokens, 2, table, num_published);
+    pool.Publish(kDomain, tokens, 2, table, num_published);
     pool.Release(table);
   };
   const auto finds = [&pool](const Tokens& tokens) {
     BlockTable table;
-    const int64_t found = pool.MatchPrefix(tokens, 2, table);
+    const int64_t found = pool.MatchPrefix(kDomain, tokens, 2, table);
     pool.Release(table);
     return found == 2;
   };
@@ -139,11 +138,11 @@ TEST(BlockPool, ReclaimsThePrefixFromItsEnd) {
   BlockTable table;
   int64_t num_published = 0;
   ASSERT_TRUE(pool.Grow(table, 6));
-  pool.Publish(tokens, 6, table, num_published);
+  pool.Publish(kDomain, tokens, 6, table, num_published);
   pool.Release(table);
   BlockTable other;
   ASSERT_TRUE(pool.Grow(other, 2));
-  EXPECT_EQ(pool.MatchPrefix(tokens, 6, table), 4);
+  EXPECT_EQ(pool.MatchPrefix(kDomain, tokens, 6, table), 4);
 }
 
 TEST(BlockPool, ReusesUnpublishedBlocksBeforePublishedOnes) {
@@ -152,13 +151,13 @@ TEST(BlockPool, ReusesUnpublishedBlocksBeforePublishedOnes) {
   BlockTable table, other;
   int64_t num_published = 0;
   ASSERT_TRUE(pool.Grow(table, 2));
-  pool.Publish(tokens, 2, table, num_published);
+  pool.Publish(kDomain, tokens, 2, table, num_published);
   pool.Release(table);
   for (int i = 0; i < 5; ++i) {
     ASSERT_TRUE(pool.Grow(other, 4));
     pool.Release(other);
   }
-  EXPECT_EQ(pool.MatchPrefix(tokens, 2, table), 2);
+  EXPECT_EQ(pool.MatchPrefix(kDomain, tokens, 2, table), 2);
 }
 
 TEST(BlockPool, FindsNothingWithoutPrefixCaching) {
@@ -167,8 +166,8 @@ TEST(BlockPool, FindsNothingWithoutPrefixCaching) {
   BlockTable first, second;
   int64_t num_published = 0;
   ASSERT_TRUE(pool.Grow(first, 2));
-  pool.Publish(tokens, 2, first, num_published);
-  EXPECT_EQ(pool.MatchPrefix(tokens, 2, second), 0);
+  pool.Publish(kDomain, tokens, 2, first, num_published);
+  EXPECT_EQ(pool.MatchPrefix(kDomain, tokens, 2, second), 0);
 }
 
 TEST(BlockPool, CountsLookups) {
@@ -177,6 +176,188 @@ TEST(BlockPool, CountsLookups) {
   pool.CountLookup(3, 0);
   EXPECT_EQ(pool.stats().prefix_queries_tokens, 13);
   EXPECT_EQ(pool.stats().prefix_hits_tokens, 4);
+}
+
+/// A sequence of blocks with these tokens, all published.
+struct Published {
+  Published(BlockPool& pool, const Tokens& tokens, std::string_view domain = kDomain) {
+    pool.MatchPrefix(domain, tokens, std::ssize(tokens), table);
+    EXPECT_TRUE(pool.Grow(table, std::ssize(tokens)));
+    pool.Publish(domain, tokens, std::ssize(tokens), table, num_published);
+  }
+
+  BlockTable table;
+  int64_t num_published = 0;
+};
+
+TEST(BlockPool, SaysHowManyBlocksATableLacks) {
+  BlockPool pool(8, 4, true);
+  BlockTable table;
+  EXPECT_EQ(pool.NumMissing(table, 0), 0);
+  EXPECT_EQ(pool.NumMissing(table, 9), 3);
+  ASSERT_TRUE(pool.Grow(table, 8));
+  EXPECT_EQ(pool.NumMissing(table, 9), 1);
+  EXPECT_EQ(pool.NumMissing(table, 8), 0);
+  EXPECT_EQ(pool.NumMissing(table, 1), 0);
+}
+
+TEST(BlockPool, ForksOwnTheSameBlocks) {
+  BlockPool pool(8, 2, true);
+  BlockTable leader;
+  ASSERT_TRUE(pool.Grow(leader, 5));
+  BlockTable fork = pool.Fork(leader);
+  EXPECT_EQ(fork, leader);
+  EXPECT_EQ(pool.num_free(), 5);
+  EXPECT_EQ(pool.stats().num_shared, 3);
+  EXPECT_EQ(pool.NumOwnedAlone(leader), 0);
+  ASSERT_TRUE(pool.Grow(fork, 7));
+  EXPECT_EQ(pool.NumOwnedAlone(fork), 1);
+  pool.Release(leader);
+  EXPECT_EQ(pool.num_free(), 4);
+  EXPECT_EQ(pool.stats().num_shared, 0);
+  EXPECT_EQ(pool.NumOwnedAlone(fork), 4);
+}
+
+TEST(BlockPool, ReplacesASharedBlockBeforeItIsWritten) {
+  BlockPool pool(3, 2, true);
+  BlockTable leader;
+  ASSERT_TRUE(pool.Grow(leader, 3));
+  BlockTable fork = pool.Fork(leader);
+  EXPECT_TRUE(pool.NeedsCopy(fork, 3));
+  EXPECT_FALSE(pool.NeedsCopy(fork, 4)) << "the table does not have that position yet";
+
+  BlockCopy copy;
+  ASSERT_TRUE(pool.Replace(fork, 3, &copy));
+  EXPECT_EQ(copy.source, leader[1]);
+  EXPECT_EQ(copy.target, fork[1]);
+  EXPECT_NE(fork[1], leader[1]);
+  EXPECT_EQ(fork[0], leader[0]);
+  EXPECT_FALSE(pool.NeedsCopy(fork, 3));
+  EXPECT_FALSE(pool.NeedsCopy(leader, 3));
+  EXPECT_TRUE(pool.NeedsCopy(leader, 1));
+  EXPECT_EQ(pool.num_free(), 0);
+}
+
+TEST(BlockPool, ReplacesNothingWhenNoBlockIsFree) {
+  BlockPool pool(1, 2, true);
+  BlockTable leader;
+  ASSERT_TRUE(pool.Grow(leader, 1));
+  BlockTable fork = pool.Fork(leader);
+  BlockCopy copy;
+  EXPECT_FALSE(pool.Replace(fork, 1, &copy));
+  EXPECT_EQ(fork, leader);
+  EXPECT_TRUE(pool.NeedsCopy(fork, 1));
+}
+
+TEST(BlockPool, ABlockPublishedByOneOwnerIsTheOthersToo) {
+  BlockPool pool(8, 2, true);
+  const Tokens tokens = {1, 2, 3, 4};
+  BlockTable leader;
+  ASSERT_TRUE(pool.Grow(leader, 4));
+  BlockTable fork = pool.Fork(leader);
+  const BlockTable before = fork;
+  int64_t leader_published = 0, fork_published = 0;
+  pool.Publish(kDomain, tokens, 4, leader, leader_published);
+  pool.Publish(kDomain, tokens, 4, fork, fork_published);
+  EXPECT_EQ(fork_published, 2);
+  EXPECT_EQ(leader, before);
+  EXPECT_EQ(fork, before);
+}
+
+TEST(BlockPool, AForkOutlivesKnownBlocksThatOnlyTheOtherTook) {
+  BlockPool pool(5, 2, true);
+  const Tokens tokens = {1, 2, 3, 4};
+  BlockTable leader;
+  ASSERT_TRUE(pool.Grow(leader, 4));
+  BlockTable fork = pool.Fork(leader);
+  Published first(pool, {1, 2});
+  int64_t leader_published = 0, fork_published = 0;
+  // Now the fork owns the second block, but not the one that stands before it in the index.
+  pool.Publish(kDomain, tokens, 4, leader, leader_published);
+  EXPECT_EQ(leader, (BlockTable{first.table[0], fork[1]}));
+  pool.Release(first.table);
+  pool.Release(leader);
+  BlockTable other;
+  ASSERT_TRUE(pool.Grow(other, 6));
+  EXPECT_EQ(pool.FindPrefix(kDomain, tokens, 4), 0);
+  pool.Publish(kDomain, tokens, 4, fork, fork_published);
+  EXPECT_EQ(pool.FindPrefix(kDomain, tokens, 4), 4);
+}
+
+TEST(BlockPool, FindsAPrefixWithoutTakingIt) {
+  BlockPool pool(2, 2, true);
+  Published old(pool, {1, 1}), young(pool, {2, 2});
+  pool.Release(old.table);
+  pool.Release(young.table);
+  EXPECT_EQ(pool.FindPrefix(kDomain, Tokens{1, 1, 5}, 3), 2);
+  EXPECT_EQ(pool.FindPrefix(kDomain, Tokens{1, 1, 5}, 1), 0);
+  EXPECT_EQ(pool.num_free(), 2);
+  BlockTable table;
+  ASSERT_TRUE(pool.Grow(table, 1));
+  EXPECT_EQ(pool.FindPrefix(kDomain, Tokens{1, 1}, 2), 0) << "to be found is no use";
+  EXPECT_EQ(pool.FindPrefix(kDomain, Tokens{2, 2}, 2), 2);
+}
+
+TEST(BlockPool, SharesNothingBetweenDomains) {
+  BlockPool pool(8, 2, true);
+  const Tokens tokens = {1, 2, 3, 4};
+  Published mine(pool, tokens, "mine");
+  EXPECT_EQ(pool.FindPrefix("theirs", tokens, 4), 0);
+  EXPECT_EQ(pool.FindPrefix("", tokens, 4), 0);
+  Published theirs(pool, tokens, "theirs");
+  EXPECT_EQ(pool.FindPrefix("theirs", tokens, 4), 4);
+  EXPECT_EQ(pool.NumOwnedAlone(mine.table), 2);
+  EXPECT_EQ(pool.NumOwnedAlone(theirs.table), 2);
+}
+
+TEST(BlockPool, ForgetsEveryPrefixWhenReset) {
+  BlockPool pool(4, 2, true);
+  const Tokens tokens = {1, 2, 3, 4, 5, 6};
+  Published owned(pool, tokens), cached(pool, {7, 8});
+  pool.Release(cached.table);
+  EXPECT_EQ(pool.stats().num_cached, 1);
+  pool.ResetPrefixCache();
+  EXPECT_EQ(pool.stats().num_cached, 0);
+  EXPECT_EQ(pool.num_free(), 1);
+  EXPECT_EQ(pool.FindPrefix(kDomain, tokens, 6), 0);
+  EXPECT_EQ(pool.FindPrefix(kDomain, Tokens{7, 8}, 2), 0);
+  pool.Release(owned.table);
+  EXPECT_EQ(pool.num_free(), 4);
+  EXPECT_EQ(pool.stats().num_cached, 0);
+}
+
+TEST(BlockPool, AfterAResetOnlyNewSequencesPublish) {
+  BlockPool pool(8, 2, true);
+  const Tokens tokens = {1, 2, 3, 4, 5, 6};
+  BlockTable old;
+  int64_t num_published = 0;
+  ASSERT_TRUE(pool.Grow(old, 6));
+  pool.Publish(kDomain, tokens, 2, old, num_published);
+  pool.ResetPrefixCache();
+  pool.Publish(kDomain, tokens, 6, old, num_published);
+  EXPECT_EQ(num_published, 1);
+  EXPECT_EQ(pool.FindPrefix(kDomain, tokens, 6), 0);
+  Published young(pool, tokens);
+  EXPECT_EQ(young.num_published, 3);
+  EXPECT_EQ(pool.FindPrefix(kDomain, tokens, 6), 6);
+  pool.Publish(kDomain, tokens, 6, old, num_published);
+  EXPECT_EQ(num_published, 1);
+}
+
+TEST(BlockPool, CountsCachedAndSharedBlocks) {
+  BlockPool pool(4, 2, true);
+  Published first(pool, {1, 2, 3, 4});
+  Published second(pool, {1, 2, 5, 6});
+  EXPECT_EQ(pool.stats().num_shared, 1);
+  EXPECT_EQ(pool.stats().num_cached, 0);
+  pool.Release(first.table);
+  EXPECT_EQ(pool.stats().num_shared, 0);
+  EXPECT_EQ(pool.stats().num_cached, 1);
+  pool.Release(second.table);
+  EXPECT_EQ(pool.stats().num_cached, 3);
+  BlockTable table;
+  ASSERT_TRUE(pool.Grow(table, 4));  // the one that was never used, and the end of one prefix
+  EXPECT_EQ(pool.stats().num_cached, 2);
 }
 
 TEST(BlockPoolDeathTest, NoticesABlockGivenBackTwice) {
@@ -188,149 +369,12 @@ TEST(BlockPoolDeathTest, NoticesABlockGivenBackTwice) {
   EXPECT_DEATH(pool.Release(copy), "given back twice");
 }
 
-/// Plays many sequences against a pool and knows what each block holds: the tokens up to its end.
-class Oracle {
- public:
-  Oracle(uint32_t seed, bool caching)
-      : random_(seed), pool_(kNumBlocks, kBlockSize, caching), caching_(caching) {}
-
-  void RunOperation() {
-    Player& player = players_[random_() % players_.size()];
-    switch (random_() % 4) {
-      case 0:
-        if (player.table.empty()) Start(player);
-        break;
-      case 1:
-        if (!player.table.empty()) Extend(player);
-        break;
-      case 2:
-        Publish(player);
-        break;
-      default:
-        if (random_() % 4 == 0) Release(player);
-    }
-    CheckOwners();
-  }
-
-  int64_t hits() const { return hits_; }
-  int64_t refusals() const { return refusals_; }
-
-  void ReleaseAll() {
-    for (Player& player : players_) Release(player);
-    EXPECT_EQ(pool_.num_free(), kNumBlocks);
-  }
-
- private:
-  static constexpr int32_t kNumBlocks = 24;
-  static constexpr int32_t kBlockSize = 2;
-
-  struct Player {
-    Tokens tokens;
-    BlockTable table;
-    int64_t num_published = 0;
-  };
-
-  static Tokens Prefix(const Tokens& tokens, size_t num_blocks) {
-    return {tokens.begin(), tokens.begin() + static_cast<int64_t>(num_blocks) * kBlockSize};
-  }
-
-  void Start(Player& player) {
-    player.tokens.resize(1 + random_() % 12);
-    for (int32_t& token : player.tokens) token = static_cast<int32_t>(random_() % 2);
-    const auto max_tokens = static_cast<int64_t>(random_() % (player.tokens.size() + 1));
-    const int64_t found = pool_.MatchPrefix(player.tokens, max_tokens, player.table);
-    player.num_published = found / kBlockSize;
-    hits_ += found;
-    ASSERT_LE(found, max_tokens);
-    ASSERT_EQ(found, static_cast<int64_t>(player.table.size()) * kBlockSize);
-    for (size_t i = 0; i < player.table.size(); ++i) {
-      ASSERT_EQ(contents_[player.table[i]], Prefix(player.tokens, i + 1))
-          << "a wrong block was found";
-    }
-    // What a living sequence has published must be found.
-    for (const Player& other : players_) {
-      const int64_t known = std::min<int64_t>(other.num_published * kBlockSize, max_tokens);
-      int64_t equal = 0;
-      while (equal < known && equal < std::ssize(player.tokens) &&
-             other.tokens[equal] == player.tokens[equal]) {
-        ++equal;
-      }
-      if (caching_) ASSERT_GE(found, equal / kBlockSize * kBlockSize);
-    }
-    Extend(player);
-  }
-
-  void Extend(Player& player) {
-    const size_t extra = player.table.empty() ? 0 : random_() % 5;
-    Tokens tokens = player.tokens;
-    for (size_t i = 0; i < extra; ++i) tokens.push_back(static_cast<int32_t>(random_() % 2));
-    const BlockTable before = player.table;
-    const auto wanted = (tokens.size() + kBlockSize - 1) / kBlockSize;
-    const auto missing = static_cast<int64_t>(wanted) - std::ssize(before);
-    const bool fits = missing <= pool_.num_free();
-    ASSERT_EQ(pool_.Grow(player.table, std::ssize(tokens)), fits);
-    if (!fits) {
-      ++refusals_;
-      ASSERT_EQ(player.table, before);
-      return;
-    }
-    ASSERT_EQ(player.table.size(), wanted);
-    player.tokens = tokens;
-    for (size_t i = static_cast<size_t>(player.num_published); i < player.table.size(); ++i) {
-      const size_t end = std::min(tokens.size(), (i + 1) * kBlockSize);
-      contents_[player.table[i]] =
-          Tokens(tokens.begin(), tokens.begin() + static_cast<int64_t>(end));
-    }
-  }
-
-  void Publish(Player& player) {
-    if (player.table.size() * kBlockSize < player.tokens.size()) return;
-    const auto computed = static_cast<int64_t>(random_() % (player.tokens.size() + 1));
-    const int64_t before = player.num_published;
-    pool_.Publish(player.tokens, computed, player.table, player.num_published);
-    ASSERT_EQ(player.num_published, caching_ ? std::max(before, computed / kBlockSize) : 0);
-    for (int64_t i = 0; i < player.num_published; ++i) {
-      ASSERT_EQ(contents_[player.table[i]], Prefix(player.tokens, i + 1))
-          << "a wrong block was shared";
-    }
-  }
-
-  void Release(Player& player) {
-    pool_.Release(player.table);
-    player = {};
-  }
-
-  void CheckOwners() {
-    std::map<int32_t, int> owners;
-    for (const Player& player : players_) {
-      for (const int32_t block : player.table) ++owners[block];
-      ASSERT_EQ(std::set(player.table.begin(), player.table.end()).size(), player.table.size());
-    }
-    ASSERT_EQ(pool_.num_free(), kNumBlocks - std::ssize(owners));
-    for (const Player& player : players_) {
-      for (int64_t i = player.num_published; i < std::ssize(player.table); ++i) {
-        ASSERT_EQ(owners[player.table[i]], 1) << "a block that is still written is shared";
-      }
-    }
-  }
-
-  std::mt19937 random_;
-  BlockPool pool_;
-  const bool caching_;
-  std::vector<Player> players_ = std::vector<Player>(6);
-  std::map<int32_t, Tokens> contents_;
-  int64_t hits_ = 0;
-  int64_t refusals_ = 0;
-};
-
-TEST(BlockPool, AgreesWithAnOracleOverRandomOperations) {
-  for (const bool caching : {true, false}) {
-    Oracle oracle(caching ? 1 : 2, caching);
-    for (int i = 0; i < 100'000 && !testing::Test::HasFatalFailure(); ++i) oracle.RunOperation();
-    oracle.ReleaseAll();
-    EXPECT_GT(oracle.refusals(), 1000);
-    EXPECT_EQ(oracle.hits() > 1000, caching);
-  }
+TEST(BlockPoolDeathTest, RefusesToReplaceABlockWithOneOwner) {
+  BlockPool pool(4, 2, true);
+  BlockTable table;
+  ASSERT_TRUE(pool.Grow(table, 2));
+  BlockCopy copy;
+  EXPECT_DEATH(pool.Replace(table, 0, &copy), "has one owner");
 }
 
 }  // namespace

@@ -13,35 +13,19 @@ namespace {
 using testing::AllOf;
 using testing::HasSubstr;
 
-TEST(ExpertsOfRank, CoverEveryExpertOnceAndEvenly) {
-  for (const auto [num_experts, num_ranks] :
-       {std::pair(64, 8), std::pair(63, 4), std::pair(5, 5)}) {
-    int next = 0;
-    for (int rank = 0; rank < num_ranks; ++rank) {
-      const ExpertRange range = ExpertsOfRank(num_experts, rank, num_ranks);
-      EXPECT_EQ(range.begin, next);
-      EXPECT_GE(range.end - range.begin, num_experts / num_ranks);
-      EXPECT_LE(range.end - range.begin, (num_experts + num_ranks - 1) / num_ranks);
-      next = range.end;
-    }
-    EXPECT_EQ(next, num_experts);
-  }
-}
-
-/// One of `size` ranks.
-class Rank final : public Communicator {
+/// A group of one, in which nothing has to travel.
+class Alone final : public Communicator {
  public:
-  explicit Rank(int size) : size_(size) {}
   int rank() const override { return 0; }
-  int size() const override { return size_; }
-
- private:
-  const int size_;
+  int size() const override { return 1; }
+  void AllGather(const Tensor&, std::span<const int64_t>, const Tensor&) override {}
+  void ReturnRows(const Tensor&, const Tensor&, int, std::span<const int64_t>,
+                  const Tensor&) override {}
 };
 
 /// What loading says about a checkpoint of `written` when config.json says `config`. There is no
 /// device: a checkpoint that does not fit must be refused before anything is loaded.
-absl::Status LoadError(const ModelConfig& written, const ModelConfig& config, int num_ranks = 1) {
+absl::Status LoadError(const ModelConfig& written, const ModelConfig& config) {
   const TempDirectory directory;
   const absl::Status status =
       WriteRandomCheckpoint(written, 1, int64_t{1} << 40, directory.path(), {});
@@ -49,8 +33,9 @@ absl::Status LoadError(const ModelConfig& written, const ModelConfig& config, in
   const auto checkpoint = Checkpoint::Open(directory.path());
   EXPECT_TRUE(checkpoint.ok()) << checkpoint.status();
   Backend backend;
-  backend.communicator = std::make_unique<Rank>(num_ranks);
-  return LoadModelWeights(config, **checkpoint, DType::kFloat32, backend, {}).status();
+  backend.communicator = std::make_unique<Alone>();
+  const auto placement = ExpertPlacement::Create(config.n_routed_experts, 1, 0);
+  return LoadModelWeights(config, **checkpoint, DType::kFloat32, *placement, backend, {}).status();
 }
 
 TEST(LoadModelWeights, NamesTheTensorOfAnotherShape) {
@@ -80,14 +65,6 @@ TEST(LoadModelWeights, RefusesTensorsThatTheConfigDoesNotKnow) {
   const absl::Status status = LoadError(biased, config);
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(status.message()), HasSubstr("model.layers.0.self_attn.k_proj.bias"));
-}
-
-TEST(LoadModelWeights, RefusesMoreRanksThanExperts) {
-  const ModelConfig config = *PresetModelConfig("tiny");
-  const absl::Status status = LoadError(config, config, 17);
-  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_THAT(std::string(status.message()),
-              AllOf(HasSubstr("n_routed_experts is 16"), HasSubstr("17")));
 }
 
 }  // namespace

@@ -121,6 +121,29 @@ TEST(CpuBackend, WorkingMemoryOfTheOpsCountsAsUsed) {
   EXPECT_EQ(backend.device->FreeBytes(), after);
 }
 
+TEST(CpuBackend, SamplingTakesAllItsWorkingMemoryAtTheFirstRow) {
+  const Backend backend = MakeCpuBackend({.num_threads = 2, .memory_limit_bytes = 1 << 20}).value();
+  Device& device = *backend.device;
+  const Tensor logits = device.Allocate(DType::kFloat32, {8, 1000}).value();
+  const Tensor rows = device.Allocate(DType::kByte, {8 * int64_t{sizeof(SamplingRow)}}).value();
+  const Tensor out = device.Allocate(DType::kByte, {8 * int64_t{sizeof(SampledRow)}}).value();
+  const SamplingInputs inputs = {.rows = rows,
+                                 .history = device.Allocate(DType::kInt32, {1, 4}).value(),
+                                 .biases = {},
+                                 .masks = device.Allocate(DType::kInt32, {1, 32}).value()};
+  const auto sample = [&](const SamplingRow& row) {
+    const std::vector<SamplingRow> all(8, row);
+    device.CopyFromHost(all.data(), rows);
+    backend.ops->Sample(logits, inputs, out);
+    return device.FreeBytes();
+  };
+  const int64_t before = device.FreeBytes(), after = sample({});
+  EXPECT_LT(after, before);
+  EXPECT_EQ(sample({.temperature = 1, .typical_p = 0.5f, .presence_penalty = 1, .position = 4}),
+            after);
+  EXPECT_EQ(sample({.temperature = 1, .mask = 0}), after);
+}
+
 TEST(CgroupFolders, WalksUpFromTheLeafOfTheRightHierarchy) {
   const auto folders = [](const std::string& memberships, const std::string& controller) {
     std::istringstream lines(memberships);

@@ -4,6 +4,8 @@
 #include "kernels/cpu/cpu_device.h"
 #include "kernels/cpu/cpu_ops.h"
 #include "tests/kernels/attention_parity.h"
+#include "tests/kernels/copy_parity.h"
+#include "tests/kernels/sampling_edits_parity.h"
 #include "tests/kernels/sampling_parity.h"
 
 namespace shoal {
@@ -31,6 +33,7 @@ INSTANTIATE_TEST_SUITE_P(Cpu, OpsParity, kCases, kName);
 INSTANTIATE_TEST_SUITE_P(Cpu, FfnParity, kCases, kName);
 INSTANTIATE_TEST_SUITE_P(Cpu, AttentionParity, kCases, kName);
 INSTANTIATE_TEST_SUITE_P(Cpu, SamplingParity, kCases, kName);
+INSTANTIATE_TEST_SUITE_P(Cpu, SamplingEditsParity, kCases, kName);
 
 }  // namespace
 }  // namespace shoal

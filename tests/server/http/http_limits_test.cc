@@ -201,6 +201,22 @@ TEST_F(HttpLimitsTest, AsksForAKeyOnAllButPublicRoutes) {
   }
 }
 
+TEST_F(HttpLimitsTest, TellsHandlersWhichKeyCameAndWhatTimeThereIs) {
+  StartServer({.api_keys = {"first-key", "k2"}});
+  RawClient client(server_->port());
+  EXPECT_EQ(client.Ask(Post("/who", "", "x-api-key: first-key\r\n")).body, "0|");
+  EXPECT_EQ(client.Ask(Post("/who", "", "x-api-key: k2\r\nX-Request-Timeout-Ms: 5 s\r\n")).body,
+            "1|5 s");
+}
+
+TEST_F(HttpLimitsTest, TakesAPostWithoutALengthWhereNoBodyIsExpected) {
+  StartServer();
+  RawClient client(server_->port());
+  const std::string bare = fmt::format("POST /who HTTP/1.1\r\n{}\r\n", kHost);
+  EXPECT_EQ(client.Ask(bare).body, "0|");
+  EXPECT_EQ(client.Ask(bare).body, "0|") << "the connection is out of step";
+}
+
 TEST_F(HttpLimitsTest, EchoesASaneRequestIdAndMakesUpOthers) {
   StartServer();
   RawClient client(server_->port());

@@ -17,7 +17,7 @@ std::string Outcome(const std::string& bytes, size_t step) {
     std::optional<shoal::HttpParseError> error;
     if (!parser.head_done()) error = parser.ParseHead(inbox);
     if (!error && parser.head_done()) {
-      if (parser.CheckLength()) return "";
+      if (parser.CheckLength(/*needs_body=*/true)) return "";
       error = parser.ParseBody(inbox);
     }
     if (error) return "";

@@ -65,6 +65,15 @@ class HttpTestServer : public testing::Test {
            co_await exchange.Respond(std::move(response));
          }});
     routes.push_back(
+        {"POST", "/who", false, [](HttpExchange& exchange) -> boost::asio::awaitable<void> {
+           const HttpRequest& request = exchange.request();
+           EXPECT_LE(request.arrival, std::chrono::steady_clock::now());
+           EXPECT_GT(request.arrival, std::chrono::steady_clock::time_point());
+           co_await exchange.Respond(
+               {.body = fmt::format("{}|{}", request.api_key, request.timeout_ms)});
+         }});
+    routes.back().has_body = false;
+    routes.push_back(
         {"GET", "/probe", true, [](HttpExchange& exchange) -> boost::asio::awaitable<void> {
            co_await exchange.Respond({.status = 200, .body = "alive"});
          }});

@@ -14,6 +14,7 @@ namespace {
 using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::IsEmpty;
+using testing::Pair;
 using TokenIds = GenerateCall::TokenIds;
 
 /// A chat request with one message and `fields`, which begin with a comma.
@@ -53,6 +54,9 @@ TEST(OpenAiRequest, ReadsEveryChatField) {
   const auto request = Chat(
       R"(,"max_tokens":5,"temperature":0.5,"top_p":0.25,"top_k":7,"min_p":0.125,"n":2,"seed":-3,)"
       R"("stop":["a","b"],"stop_token_ids":[1,2],"ignore_eos":true,"skip_special_tokens":false,)"
+      R"("presence_penalty":1.5,"frequency_penalty":-1,"repetition_penalty":1.25,"typical_p":0.75,)"
+      R"("logit_bias":{"50":-100,"7":2.5},"min_tokens":3,"allowed_token_ids":[4,5],"priority":-2,)"
+      R"("cache_salt":"s",)"
       R"("logprobs":true,"top_logprobs":4,"stream":true,"add_generation_prompt":false,)"
       R"("stream_options":{"include_usage":true,"continuous_usage_stats":true},"user":"u")");
   ASSERT_TRUE(request.ok()) << request.status();
@@ -73,6 +77,25 @@ TEST(OpenAiRequest, ReadsEveryChatField) {
   EXPECT_FALSE(call.skip_special_tokens);
   EXPECT_EQ(call.logprobs, 4);
   EXPECT_FALSE(call.add_generation_prompt);
+  EXPECT_EQ(call.presence_penalty, 1.5f);
+  EXPECT_EQ(call.frequency_penalty, -1);
+  EXPECT_EQ(call.repetition_penalty, 1.25f);
+  EXPECT_EQ(call.typical_p, 0.75f);
+  EXPECT_THAT(call.logit_bias, ElementsAre(Pair(7, 2.5f), Pair(50, -100)));
+  EXPECT_EQ(call.min_tokens, 3);
+  EXPECT_THAT(call.allowed_token_ids, ElementsAre(4, 5));
+  EXPECT_EQ(call.priority, -2);
+  EXPECT_EQ(call.cache_salt, "s");
+  EXPECT_EQ(call.user, "u");
+}
+
+TEST(OpenAiRequest, ReadsEveryCompletionField) {
+  const auto request = Completion(R"(,"best_of":4,"n":2,"echo":true,"logprobs":1,"user":"u")");
+  ASSERT_TRUE(request.ok()) << request.status();
+  EXPECT_EQ(request->call.best_of, 4);
+  EXPECT_EQ(request->call.num_generated(), 4);
+  EXPECT_TRUE(request->call.echo);
+  EXPECT_EQ(request->call.user, "u");
 }
 
 TEST(OpenAiRequest, DefaultsAreOpenAis) {
@@ -91,8 +114,12 @@ TEST(OpenAiRequest, NullMeansTheDefault) {
   const auto request = Completion(
       R"(,"max_tokens":null,"temperature":null,"top_p":null,"n":null,"seed":null,"stop":null,)"
       R"("logprobs":null,"stream":null,"stream_options":null,"echo":null,"logit_bias":null,)"
-      R"("best_of":null,"suffix":null,"user":null,"presence_penalty":null)");
+      R"("best_of":null,"suffix":null,"user":null,"presence_penalty":null,"typical_p":null,)"
+      R"("min_tokens":null,"allowed_token_ids":null,"priority":null,"cache_salt":null)");
   ASSERT_TRUE(request.ok()) << request.status();
+  EXPECT_EQ(request->call.best_of, std::nullopt);
+  EXPECT_EQ(request->call.typical_p, 1);
+  EXPECT_THAT(request->call.allowed_token_ids, IsEmpty());
   EXPECT_EQ(request->call.max_tokens, 16);
   EXPECT_EQ(request->call.temperature, 1);
   EXPECT_EQ(Chat(R"(,"temperature":0.5,"temperature":null)")->call.temperature, 1);
@@ -196,6 +223,23 @@ TEST(OpenAiRequest, RefusesWrongTypesByName) {
   ExpectRefused(Chat(R"(,"stop":["a",5])").status(), "stop[1]");
   ExpectRefused(Chat(R"(,"stop_token_ids":["a"])").status(), "stop_token_ids[0]");
   ExpectRefused(Chat(R"(,"seed":1.5)").status(), "seed");
+  ExpectRefused(Chat(R"(,"presence_penalty":"x")").status(), "presence_penalty", "a number");
+  ExpectRefused(Chat(R"(,"typical_p":true)").status(), "typical_p", "a number");
+  ExpectRefused(Chat(R"(,"min_tokens":1.5)").status(), "min_tokens", "an integer");
+  ExpectRefused(Chat(R"(,"priority":4294967296)").status(), "priority", "an integer");
+  ExpectRefused(Chat(R"(,"user":5)").status(), "user", "a string");
+  ExpectRefused(Chat(R"(,"cache_salt":"")").status(), "cache_salt", "not empty");
+  ExpectRefused(Chat(R"(,"cache_salt":7)").status(), "cache_salt", "a string");
+  ExpectRefused(Chat(R"(,"allowed_token_ids":[])").status(), "allowed_token_ids", "at least one");
+  ExpectRefused(Chat(R"(,"allowed_token_ids":[-1])").status(), "allowed_token_ids[0]");
+  ExpectRefused(Chat(R"(,"logit_bias":[1])").status(), "logit_bias", "an object");
+  ExpectRefused(Chat(R"(,"logit_bias":{"a":1})").status(), "logit_bias.a", "not a token id");
+  ExpectRefused(Chat(R"(,"logit_bias":{"-1":1})").status(), "logit_bias.-1", "not a token id");
+  ExpectRefused(Chat(R"(,"logit_bias":{"5x":1})").status(), "logit_bias.5x", "not a token id");
+  ExpectRefused(Chat(R"(,"logit_bias":{"":1})").status(), "logit_bias.", "not a token id");
+  ExpectRefused(Chat(R"(,"logit_bias":{"5":"1"})").status(), "logit_bias.5", "a number");
+  ExpectRefused(Chat(R"(,"logit_bias":{"5":{}})").status(), "logit_bias.5", "a number");
+  ExpectRefused(Chat(R"(,"logit_bias":{"4294967296":1})").status(), "logit_bias.4294967296");
   ExpectRefused(Chat(R"(,"logprobs":3)").status(), "logprobs", "true or false");
   ExpectRefused(Chat(R"(,"top_logprobs":21,"logprobs":true)").status(), "top_logprobs");
   ExpectRefused(Chat(R"(,"top_logprobs":2)").status(), "top_logprobs", "needs logprobs");
@@ -253,14 +297,20 @@ TEST(OpenAiRequest, IgnoresUnknownFields) {
                   .ok());
 }
 
+TEST(OpenAiRequest, LastOfEqualTokensInALogitBiasCounts) {
+  EXPECT_THAT(Chat(R"(,"logit_bias":{"5":1,"05":2,"5":3})")->call.logit_bias,
+              ElementsAre(Pair(5, 3)));
+  EXPECT_THAT(Chat(R"(,"logit_bias":{"5":1},"logit_bias":{"6":2})")->call.logit_bias,
+              ElementsAre(Pair(6, 2)));
+}
+
 TEST(OpenAiRequest, NeutralValuesOfUnsupportedFieldsPass) {
   EXPECT_TRUE(
-      Chat(R"(,"response_format":{"type":"text"},"tools":[],"tool_choice":"auto","logit_bias":{},)"
-           R"("presence_penalty":0,"frequency_penalty":0.0,"repetition_penalty":1.0,)"
-           R"("guided_json":null,"min_tokens":0,"bad_words":[],"use_beam_search":false)")
+      Chat(R"(,"response_format":{"type":"text"},"tools":[],"tool_choice":"auto","best_of":1,)"
+           R"("guided_json":null,"bad_words":[],"use_beam_search":false)")
           .ok());
   EXPECT_TRUE(Chat(R"(,"tools":[{"type":"function"}],"tool_choice":"none")").ok());
-  EXPECT_TRUE(Completion(R"(,"best_of":2,"n":2,"suffix":"")").ok());
+  EXPECT_TRUE(Completion(R"(,"best_of":2,"n":2,"stream":true,"suffix":"")").ok());
 }
 
 TEST(OpenAiRequest, RefusesUnsupportedFieldsByName) {
@@ -269,13 +319,10 @@ TEST(OpenAiRequest, RefusesUnsupportedFieldsByName) {
   ExpectRefused(Chat(R"(,"tools":[{}],"tool_choice":"required")").status(), "tool_choice");
   ExpectRefused(Chat(R"(,"tool_choice":{"type":"function"})").status(), "tool_choice");
   ExpectRefused(Chat(R"(,"tools":[{"type":"function"}])").status(), "tools");
-  ExpectRefused(Chat(R"(,"logit_bias":{"50":-100})").status(), "logit_bias.50");
-  ExpectRefused(Chat(R"(,"presence_penalty":0.5)").status(), "presence_penalty", "0.5");
-  ExpectRefused(Chat(R"(,"frequency_penalty":-1)").status(), "frequency_penalty");
-  ExpectRefused(Chat(R"(,"repetition_penalty":1.1)").status(), "repetition_penalty");
   ExpectRefused(Chat(R"(,"guided_regex":"a+")").status(), "guided_regex");
   ExpectRefused(Chat(R"(,"echo":true)").status(), "echo");
-  ExpectRefused(Completion(R"(,"best_of":2)").status(), "best_of");
+  ExpectRefused(Chat(R"(,"best_of":2)").status(), "best_of", "not supported");
+  ExpectRefused(Completion(R"(,"best_of":2,"stream":true)").status(), "best_of", "in a stream");
   ExpectRefused(Completion(R"(,"suffix":"end")").status(), "suffix");
   ExpectRefused(Completion(R"(,"add_special_tokens":false)").status(), "add_special_tokens");
 }

@@ -218,6 +218,8 @@ TEST(OpenAiResponse, OurOwnFaultsAreNotToldToClients) {
   EXPECT_EQ(HttpStatusOf(absl::ResourceExhaustedError("full")), 429);
   EXPECT_EQ(PublicMessage(absl::ResourceExhaustedError("full")), "full");
   EXPECT_EQ(HttpStatusOf(absl::UnavailableError("draining")), 503);
+  EXPECT_EQ(HttpStatusOf(absl::DeadlineExceededError("late")), 504);
+  EXPECT_EQ(PublicMessage(absl::DeadlineExceededError("late")), "late");
 }
 
 TEST(OpenAiResponse, ModelAndTokenBodies) {

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
+#include "server/http/admin_routes.h"
 #include "server/http/http_server.h"
 #include "tests/server/http/raw_client.h"
 #include "tests/server/service/small_service.h"
@@ -25,12 +26,16 @@ class OpenAiRoutesTest : public testing::Test {
     engine.max_num_seqs = 16;
     engine.max_num_queued_requests = 40;
     small_ = new SmallService(nullptr, engine);
+    server_ = StartServer({{"org/model", "alias"}, 123, "fp"}).release();
+  }
+  static std::unique_ptr<HttpServer> StartServer(const OpenAiOptions& options) {
     HttpServerConfig config;
     config.port = 0;
-    auto server = HttpServer::Start(
-        config, OpenAiRoutes(&**small_, {{"org/model", "alias"}, 123, "fp"}), nullptr);
+    std::vector<HttpRoute> routes = OpenAiRoutes(&**small_, options);
+    for (HttpRoute& route : EngineRoutes(&(*small_)->engine())) routes.push_back(std::move(route));
+    auto server = HttpServer::Start(config, std::move(routes), nullptr);
     SHOAL_CHECK(server.ok(), "{}", server.status().ToString());
-    server_ = server->release();
+    return *std::move(server);
   }
   static void TearDownTestSuite() {
     server_->Stop();
@@ -41,13 +46,15 @@ class OpenAiRoutesTest : public testing::Test {
   static RawResponse Get(const std::string& path) {
     return RawClient(server_->port()).Ask(fmt::format("GET {} HTTP/1.1\r\nHost: x\r\n\r\n", path));
   }
-  static std::string PostBytes(const std::string& path, const std::string& body) {
+  static std::string PostBytes(const std::string& path, const std::string& body,
+                               const std::string& headers = "") {
     return fmt::format(
-        "POST {} HTTP/1.1\r\nHost: x\r\nX-Request-Id: r1\r\nContent-Length: {}\r\n\r\n{}", path,
-        body.size(), body);
+        "POST {} HTTP/1.1\r\nHost: x\r\nX-Request-Id: r1\r\n{}Content-Length: {}\r\n\r\n{}", path,
+        headers, body.size(), body);
   }
-  static RawResponse Post(const std::string& path, const std::string& body) {
-    return RawClient(server_->port()).Ask(PostBytes(path, body));
+  static RawResponse Post(const std::string& path, const std::string& body,
+                          const std::string& headers = "") {
+    return RawClient(server_->port()).Ask(PostBytes(path, body, headers));
   }
   /// The answer to a request that must succeed.
   static json Ask(const std::string& path, const std::string& body) {
@@ -218,9 +225,90 @@ TEST_F(OpenAiRoutesTest, OverloadSaysWhenToRetry) {
   };
   const RawResponse response = ask(2);
   EXPECT_EQ(response.status, 429) << response.body;
-  EXPECT_TRUE(response.Has("Retry-After: 1")) << response.head;
+  EXPECT_THAT(response.head, testing::ContainsRegex("Retry-After: [1-9][0-9]*\r\n"));
+  EXPECT_THAT(response.head, testing::ContainsRegex("retry-after-ms: [1-9][0-9]*\r\n"));
   // What no queue would hold is the request's own fault.
   EXPECT_EQ(ask(3).status, 400);
+  const RawResponse best = Post(
+      "/v1/completions", fmt::format(R"({{"prompt":{}],"best_of":3,"max_tokens":1}})", prompts));
+  EXPECT_EQ(best.status, 400);
+  EXPECT_EQ(json::parse(best.body)["error"]["param"], "best_of");
+}
+
+TEST_F(OpenAiRoutesTest, BestOfGivesNChoicesAndCountsAll) {
+  const json answer =
+      Ask("/v1/completions",
+          R"({"prompt":["a","b"],"n":2,"best_of":4,"max_tokens":5,"ignore_eos":true})");
+  ASSERT_EQ(answer["choices"].size(), 4u);
+  for (int i = 0; i < 4; ++i) {
+    EXPECT_EQ(answer["choices"][i]["index"], i);
+    EXPECT_TRUE(answer["choices"][i]["logprobs"].is_null());
+    EXPECT_EQ(answer["choices"][i]["finish_reason"], "length");
+  }
+  EXPECT_EQ(answer["usage"]["completion_tokens"], 2 * 4 * 5);
+}
+
+constexpr char kLong[] = R"({"prompt":"a","max_tokens":8000,"ignore_eos":true})";
+
+TEST_F(OpenAiRoutesTest, ARequestThatTakesTooLongEndsWith504) {
+  const RawResponse response = Post("/v1/completions", kLong, "X-Request-Timeout-Ms: 1\r\n");
+  EXPECT_EQ(response.status, 504) << response.body;
+  EXPECT_TRUE(response.Has("x-should-retry: false")) << response.head;
+  const json error = json::parse(response.body)["error"];
+  EXPECT_EQ(error["type"], "server_error");
+  EXPECT_FALSE(error["message"].get<std::string>().empty());
+}
+
+TEST_F(OpenAiRoutesTest, AStreamThatTakesTooLongEndsWithAnErrorEvent) {
+  constexpr char kStream[] = R"({"prompt":"a","max_tokens":8000,"ignore_eos":true,"stream":true})";
+  RawResponse response;
+  for (int timeout = 20; response.status != 200; timeout *= 2) {  // some time for the start
+    response =
+        Post("/v1/completions", kStream, fmt::format("X-Request-Timeout-Ms: {}\r\n", timeout));
+  }
+  const std::vector<std::string> events = Events(response.body);
+  ASSERT_GE(events.size(), 2u);
+  EXPECT_EQ(events.back(), "[DONE]");
+  EXPECT_EQ(json::parse(events[events.size() - 2])["error"]["type"], "server_error");
+}
+
+TEST_F(OpenAiRoutesTest, ABadTimeoutIsNamed) {
+  for (const char* value :
+       {"0", "-5", "1.5", "1e3", "soon", "5 s", "2147483648", "99999999999999999999", "\xff"}) {
+    const RawResponse response = Post("/v1/completions", R"({"prompt":"a","max_tokens":1})",
+                                      fmt::format("X-Request-Timeout-Ms: {}\r\n", value));
+    EXPECT_EQ(response.status, 400) << value;
+    const json error = json::parse(response.body)["error"];
+    EXPECT_EQ(error["param"], "x-request-timeout-ms");
+    EXPECT_THAT(error["message"].get<std::string>(), HasSubstr("an integer from 1 to 2147483647"));
+  }
+  EXPECT_EQ(Post("/v1/completions", R"({"prompt":"a","max_tokens":1})",
+                 "X-Request-Timeout-Ms: 2147483647\r\n")
+                .status,
+            200);
+}
+
+TEST_F(OpenAiRoutesTest, TheServersTimeoutCannotBeExtended) {
+  const auto server =
+      StartServer({.served_model_names = {"m"}, .system_fingerprint = "", .request_timeout = 1ms});
+  for (const char* headers : {"", "X-Request-Timeout-Ms: 600000\r\n"}) {
+    const RawResponse response =
+        RawClient(server->port()).Ask(PostBytes("/v1/completions", kLong, headers));
+    EXPECT_EQ(response.status, 504) << response.body;
+  }
+}
+
+TEST_F(OpenAiRoutesTest, ThePrefixCacheCanBeReset) {
+  const std::string body =
+      fmt::format(R"({{"prompt":{},"max_tokens":1}})", json(std::vector<int>(100, 1234)).dump());
+  const auto cached = [&] {
+    return Ask("/v1/completions", body)["usage"]["prompt_tokens_details"]["cached_tokens"]
+        .get<int>();
+  };
+  EXPECT_EQ(cached(), 0);
+  EXPECT_GE(cached(), 80);
+  EXPECT_EQ(Post("/reset_prefix_cache", "").status, 200);
+  EXPECT_EQ(cached(), 0);
 }
 
 TEST_F(OpenAiRoutesTest, ClientThatLeavesFreesItsRequests) {
@@ -233,11 +321,11 @@ TEST_F(OpenAiRoutesTest, ClientThatLeavesFreesItsRequests) {
     const auto running = [] { return (*small_)->engine().Stats().scheduler.num_running; };
     for (int i = 0; i < 3000 && running() == 0; ++i) std::this_thread::sleep_for(1ms);
     EXPECT_GT(running(), 0);
-    const int64_t tokens_before = (*small_)->engine().Stats().generation_tokens;
+    const int64_t tokens_before = (*small_)->engine().Stats().scheduler.generation_tokens;
     client.Close();
     for (int i = 0; i < 3000 && running() > 0; ++i) std::this_thread::sleep_for(10ms);
     EXPECT_EQ(running(), 0);
-    EXPECT_LT((*small_)->engine().Stats().generation_tokens - tokens_before, 8 * 3900);
+    EXPECT_LT((*small_)->engine().Stats().scheduler.generation_tokens - tokens_before, 8 * 3900);
   }
 }
 

@@ -3,82 +3,19 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <condition_variable>
-#include <mutex>
 #include <thread>
 
 #include "server/service/field_error.h"
+#include "tests/server/service/finish_call.h"
 #include "tests/server/service/small_service.h"
 
 namespace shoal {
 namespace {
 
-using std::chrono_literals::operator""s;
 using std::chrono_literals::operator""ms;
 using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::SizeIs;
-using TokenIds = GenerateCall::TokenIds;
-
-/// All that a choice gave.
-struct Choice {
-  std::string text;
-  std::vector<GenerationDelta::Token> tokens;
-  GenerationDelta last;
-
-  TokenIds ids() const {
-    TokenIds ids;
-    for (const auto& token : tokens) ids.push_back(token.token_id);
-    return ids;
-  }
-};
-
-struct Result {
-  std::vector<Choice> choices;
-  Usage usage;
-};
-
-/// Polls whenever woken, as a front end does.
-Result Finish(GenerationService& service, const GenerateCall& call) {
-  std::mutex mutex;
-  std::condition_variable woken;
-  bool has_news = false;
-  auto generation = service.Start(call, [&] {
-    const std::lock_guard lock(mutex);
-    has_news = true;
-    woken.notify_one();
-  });
-  Result result;
-  EXPECT_TRUE(generation.ok()) << generation.status();
-  if (!generation.ok()) return result;
-  result.choices.resize(static_cast<size_t>(call.n));
-  while (!(*generation)->done()) {
-    {
-      std::unique_lock lock(mutex);
-      EXPECT_TRUE(woken.wait_for(lock, 60s, [&] { return has_news; })) << "no wake";
-      has_news = false;
-    }
-    for (GenerationDelta& delta : (*generation)->Poll()) {
-      Choice& choice = result.choices[static_cast<size_t>(delta.index)];
-      EXPECT_FALSE(choice.last.finish_reason) << "news after the end";
-      choice.text += delta.text;
-      std::move(delta.tokens.begin(), delta.tokens.end(), std::back_inserter(choice.tokens));
-      choice.last = std::move(delta);
-    }
-  }
-  result.usage = (*generation)->usage();
-  return result;
-}
-
-GenerateCall Greedy(GenerateCall::Prompt prompt, int64_t max_tokens) {
-  GenerateCall call;
-  call.request_id = "test";
-  call.prompt = std::move(prompt);
-  call.max_tokens = max_tokens;
-  call.temperature = 0;
-  call.ignore_eos = true;
-  return call;
-}
 
 /// One engine for all tests that leave it idle.
 class GenerationServiceTest : public testing::Test {
@@ -216,7 +153,8 @@ TEST_F(GenerationServiceTest, TheServersSeedFixesTheSeriesOfAnswersAndNotEachOne
   GenerateCall call = Greedy("one two", 12);
   call.temperature = 1;
   const auto answers = [&](uint64_t seed) {
-    GenerationService seeded(&service().engine(), &service().tokenizer(), nullptr, nullptr, seed);
+    GenerationService seeded(&service().engine(), &service().tokenizer(), nullptr, nullptr,
+                             {.seed = seed});
     const TokenIds first = Finish(seeded, call).choices[0].ids();
     return std::pair(first, Finish(seeded, call).choices[0].ids());
   };
@@ -246,7 +184,7 @@ TEST_F(GenerationServiceTest, ReplyLosesOneLeadingSpace) {
 
 TEST_F(GenerationServiceTest, DestroyingAGenerationFreesItsBlocks) {
   ASSERT_TRUE(BecomesIdle(service()));
-  const int32_t free_before = service().engine().Stats().blocks.num_free;
+  const int32_t free_before = service().engine().Stats().AllBlocks().num_free;
   GenerateCall call = Greedy("one two", 4000);
   call.n = 4;
   std::atomic<bool> alive = true;
@@ -260,7 +198,7 @@ TEST_F(GenerationServiceTest, DestroyingAGenerationFreesItsBlocks) {
   generation->reset();
   alive = false;
   EXPECT_TRUE(BecomesIdle(service()));
-  EXPECT_EQ(service().engine().Stats().blocks.num_free, free_before);
+  EXPECT_EQ(service().engine().Stats().AllBlocks().num_free, free_before);
   EXPECT_EQ(late_wakes, 0);
 }
 
@@ -287,7 +225,7 @@ TEST(GenerationService, RefusesWhatDoesNotFitTheContext) {
   EXPECT_THAT(std::string(status.message()), HasSubstr("512 tokens, but the messages have"));
 }
 
-TEST_F(GenerationServiceTest, RefusesOutOfRangeByName) {
+TEST_F(GenerationServiceTest, RefusesTokenIdsThatAreNone) {
   const auto field = [this](const std::function<void(GenerateCall&)>& change) {
     GenerateCall call = Greedy("one", 1);
     change(call);
@@ -296,24 +234,23 @@ TEST_F(GenerationServiceTest, RefusesOutOfRangeByName) {
     EXPECT_THAT(std::string(status.message()), HasSubstr(FieldOf(status)));
     return FieldOf(status);
   };
-  EXPECT_EQ(field([](auto& call) { call.n = 0; }), "n");
-  EXPECT_EQ(field([](auto& call) { call.n = 17; }), "n");
-  EXPECT_EQ(field([](auto& call) { call.temperature = 2.5; }), "temperature");
-  EXPECT_EQ(field([](auto& call) { call.temperature = -1; }), "temperature");
-  EXPECT_EQ(field([](auto& call) { call.temperature = NAN; }), "temperature");
-  EXPECT_EQ(field([](auto& call) { call.top_p = 0; }), "top_p");
-  EXPECT_EQ(field([](auto& call) { call.top_p = 1.5; }), "top_p");
-  EXPECT_EQ(field([](auto& call) { call.top_k = -2; }), "top_k");
-  EXPECT_EQ(field([](auto& call) { call.min_p = 1.5; }), "min_p");
-  EXPECT_EQ(field([](auto& call) { call.logprobs = 21; }), "logprobs");
-  EXPECT_EQ(field([](auto& call) { call.max_tokens = -1; }), "max_tokens");
-  EXPECT_EQ(field([](auto& call) { call.max_tokens = int64_t{1} << 40; }), "max_tokens");
-  EXPECT_EQ(field([](auto& call) { call.stop.assign(17, "a"); }), "stop");
-  EXPECT_EQ(field([](auto& call) { call.stop = {std::string(257, 'a')}; }), "stop");
-  EXPECT_EQ(field([](auto& call) { call.stop_token_ids.assign(17, 1); }), "stop_token_ids");
   EXPECT_EQ(field([](auto& call) { call.stop_token_ids = {-1}; }), "stop_token_ids");
+  EXPECT_EQ(field([](auto& call) { call.allowed_token_ids = {5, 1 << 30}; }), "allowed_token_ids");
+  EXPECT_EQ(field([](auto& call) { call.logit_bias = {{1 << 30, 1}}; }), "logit_bias");
   EXPECT_EQ(field([](auto& call) { call.prompt = TokenIds{1, 1 << 30}; }), "prompt");
   EXPECT_EQ(field([](auto& call) { call.prompt = TokenIds{}; }), "prompt");
+}
+
+TEST_F(GenerationServiceTest, RefusesMoreTokensThanThereIsRoomFor) {
+  GenerateCall call = Greedy("one", -1);
+  EXPECT_EQ(FieldOf(Refusal(call)), "max_tokens");
+  call.max_tokens = int64_t{1} << 40;
+  EXPECT_EQ(FieldOf(Refusal(call)), "max_tokens");
+  call.max_tokens = 5;
+  call.min_tokens = 6;
+  const absl::Status status = Refusal(call);
+  EXPECT_EQ(FieldOf(status), "min_tokens");
+  EXPECT_THAT(std::string(status.message()), HasSubstr("at most max_tokens, which is 5, but is 6"));
 }
 
 TEST_F(GenerationServiceTest, PromptFoundInTheCacheIsInTheUsage) {
@@ -322,23 +259,25 @@ TEST_F(GenerationServiceTest, PromptFoundInTheCacheIsInTheUsage) {
   EXPECT_GE(Finish(service(), Greedy(prompt, 2)).usage.cached_tokens, 80);
 }
 
-TEST(GenerationService, FullQueueLeavesNothingBehind) {
+TEST(GenerationService, FullQueueRefusesBeforeThePromptIsLookedAt) {
   EngineConfig config;
   config.max_num_seqs = 1;
-  config.max_num_queued_requests = 2;
+  config.max_num_queued_requests = 4;
   SmallService small(nullptr, config);
-  GenerateCall call = Greedy("one", 100);
-  call.n = 16;
-  const absl::Status status = small->Start(call, [] {}).status();
-  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << status;
-  // What had been submitted is cancelled, which takes the engine a step.
-  call.n = 2;
-  absl::Status next = status;
-  for (int i = 0; i < 6000 && absl::IsResourceExhausted(next); ++i) {
-    std::this_thread::sleep_for(10ms);
-    next = small->Start(call, [] {}).status();
-  }
-  EXPECT_TRUE(next.ok()) << next;
+  const auto start = [&](const GenerateCall& call) { return small->Start(call, [] {}).status(); };
+  GenerateCall good = Greedy("one", 2);
+  good.n = 2;
+  const GenerateCall bad = Greedy(TokenIds{}, 2);
+  std::vector<QueueSlot> slots;
+  absl::StatusOr<QueueSlot> slot = small->engine().Reserve(1);
+  for (; slot.ok(); slot = small->engine().Reserve(1)) slots.push_back(*std::move(slot));
+  EXPECT_EQ(start(good).code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(start(bad).code(), absl::StatusCode::kResourceExhausted);
+  slots.pop_back();
+  EXPECT_EQ(start(good).code(), absl::StatusCode::kResourceExhausted) << "half a call was taken";
+  EXPECT_EQ(start(bad).code(), absl::StatusCode::kInvalidArgument);
+  slots.pop_back();
+  EXPECT_EQ(Finish(*small, good).usage.completion_tokens, 4) << "a refusal kept its place";
 }
 
 TEST(GenerationService, ObserverHearsOfEveryChoice) {
@@ -351,8 +290,9 @@ TEST(GenerationService, ObserverHearsOfEveryChoice) {
       EXPECT_GE(seconds, 0);
       ++num_next;
     }
-    void OnFinished(FinishReason reason, double seconds, std::optional<double> queue_seconds,
-                    const Usage& usage) override {
+    void OnFinished(FinishReason reason, absl::StatusCode error, double seconds,
+                    std::optional<double> queue_seconds, const Usage& usage) override {
+      EXPECT_EQ(error, absl::StatusCode::kOk);
       if (reason == FinishReason::kLength) EXPECT_LE(queue_seconds.value_or(seconds + 1), seconds);
       reasons.push_back(reason);
       num_tokens += usage.completion_tokens;

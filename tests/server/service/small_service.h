@@ -34,7 +34,8 @@ inline ModelConfig SmallTextModel() {
 /// Everything behind a front end, for tests.
 class SmallService {
  public:
-  explicit SmallService(GenerationObserver* observer = nullptr, EngineConfig config = {}) {
+  explicit SmallService(GenerationObserver* observer = nullptr, EngineConfig config = {},
+                        const GenerationService::Options& options = {}) {
     const std::string directory =
         std::filesystem::temp_directory_path() / fmt::format("shoal_small_service_{}", getpid());
     auto status = WriteRandomCheckpoint(SmallTextModel(), 1, int64_t{1} << 30, directory,
@@ -51,7 +52,7 @@ class SmallService {
     SHOAL_CHECK(chat_template.ok(), "{}", chat_template.status().ToString());
     chat_template_ = *std::move(chat_template);
     service_ = std::make_unique<GenerationService>(engine_.get(), &DeployedTokenizer(),
-                                                   chat_template_.get(), observer);
+                                                   chat_template_.get(), observer, options);
   }
 
   GenerationService* operator->() { return service_.get(); }
