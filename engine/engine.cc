@@ -119,6 +119,7 @@ SchedulerConfig MakeSchedulerConfig(const EngineConfig& config, const ModelConfi
           .max_num_batched_tokens = config.max_num_batched_tokens,
           .long_prefill_token_threshold = config.long_prefill_token_threshold,
           .priority_step = std::chrono::seconds(config.priority_step_seconds),
+          .schedule_conservativeness = config.schedule_conservativeness,
           .num_speculative_tokens = config.num_speculative_tokens,
           .prompt_lookup_min = config.prompt_lookup_min,
           .prompt_lookup_max = config.prompt_lookup_max,
@@ -246,14 +247,14 @@ absl::Status Engine::CheckRequest(const Request& request) const {
   if (prompt.empty()) return absl::InvalidArgumentError("the prompt has no tokens");
   const int64_t vocab_size = VocabSize(config_, model_);
   RETURN_IF_ERROR(CheckTokenIds("the prompt", vocab_size, std::span(prompt)));
+  const int32_t fewest = sampling.prompt_logprobs >= 0 ? 0 : 1;
+  if (sampling.max_tokens < fewest) {
+    return absl::InvalidArgumentError(
+        fmt::format("max_tokens is {}, expected at least {}", sampling.max_tokens, fewest));
+  }
   RETURN_IF_ERROR(CheckSampling(sampling, vocab_size));
   if (request.scheduling().deadline <= Clock::now()) {
     return absl::DeadlineExceededError("the deadline passed before the request was queued");
-  }
-  const int32_t min_tokens = sampling.prompt_logprobs >= 0 ? 0 : 1;
-  if (sampling.max_tokens < min_tokens) {
-    return absl::InvalidArgumentError(
-        fmt::format("max_tokens is {}, expected at least {}", sampling.max_tokens, min_tokens));
   }
   // Start-up has made sure that the KV cache holds any sequence of this length.
   if (std::ssize(prompt) + sampling.max_tokens > max_model_len_) {

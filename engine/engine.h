@@ -38,11 +38,13 @@ struct EngineConfig {
   int32_t max_num_queued_requests = 256;     // waiting beyond the running ones
   int64_t max_num_queued_tokens = 1 << 20;   // of their prompts
   int32_t priority_step_seconds = 10;        // of waiting that a step of priority is worth
-  bool async_scheduling = true;              // schedule a step while the one before it runs
-  int32_t num_speculative_tokens = 0;        // drafts per step, found by prompt lookup; 0: off
-  int32_t prompt_lookup_min = 2;             // tokens that must recur
-  int32_t prompt_lookup_max = 4;             // tokens that are looked for first
-  int32_t block_size = 16;                   // tokens per KV block
+  double schedule_conservativeness = 1;  // of the room that is kept for running sequences to grow:
+                                         // below 1 more run at once, but may be preempted; 0 to 10
+  bool async_scheduling = true;          // schedule a step while the one before it runs
+  int32_t num_speculative_tokens = 0;    // drafts per step, found by prompt lookup; 0: off
+  int32_t prompt_lookup_min = 2;         // tokens that must recur
+  int32_t prompt_lookup_max = 4;         // tokens that are looked for first
+  int32_t block_size = 16;               // tokens per KV block
   bool enable_prefix_caching = true;
   int64_t kv_cache_memory_bytes = 0;  // of all ranks together; 0: automatic
   int64_t vocab_limit = 0;            // the tokenizer's size; 0: vocab_size

@@ -55,8 +55,8 @@ absl::StatusOr<std::unique_ptr<Worker>> Worker::Launch(const WorkerConfig& confi
   auto run = [worker = worker.get(), ready = std::move(ready), config, placement,
               share = std::move(share), progress = std::move(progress)]() mutable {
     Backend backend;
-    const auto runner = LoadRunner(config, placement, share, progress, backend);
-    if (!runner.ok()) return ready.set_value(runner.status());
+    auto runner = LoadRunner(config, placement, share, progress, backend);
+    if (!runner.ok()) return ready.set_value(std::move(runner).status());
     ready.set_value((*runner)->num_kv_blocks());
     worker->Serve(**runner);
   };

@@ -147,7 +147,7 @@ void DeepseekMoe::WarmUp() {
     });
     if (found == weights_.layers.end()) return;
     LayerWeights layer = *found;
-    //  // zeros go to the first experts: they shall be local
+    layer.experts.first_expert = 0;  // zeros go to the first experts: they shall be local
     ops.Linear(activations_.normed, layer.qkv, layer.qkv_bias, activations_.qkv);
     ops.Linear(activations_.attention, layer.o, layer.o_bias, activations_.delta);
     FeedForward(layer);

@@ -25,7 +25,8 @@ Scheduler::Scheduler(const SchedulerConfig& config, std::span<BlockPool> block_p
     : config_(config),
       block_pools_(block_pools),
       waiting_(config.priority_step),
-      block_copies_(block_pools.size()) {
+      block_copies_(block_pools.size()),
+      forecast_(config.schedule_conservativeness) {
   free_slots_.resize(static_cast<size_t>(config.max_num_seqs));
   std::iota(free_slots_.rbegin(), free_slots_.rend(), 0);
 }

@@ -23,7 +23,8 @@ struct SchedulerConfig {
   int32_t long_prefill_token_threshold = 0;  // of one sequence per step while there are others;
                                              // 0: half of max_num_batched_tokens
   Clock::duration priority_step = std::chrono::seconds(10);
-  int32_t num_speculative_tokens = 0;  // drafts per sequence and step; 0: no speculation
+  double schedule_conservativeness = 1;  // of the room kept for what running sequences may need
+  int32_t num_speculative_tokens = 0;    // drafts per sequence and step; 0: no speculation
   int32_t prompt_lookup_min = 2;
   int32_t prompt_lookup_max = 4;
   int64_t vocab_size = 0;  // bits of a token mask

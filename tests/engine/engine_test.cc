@@ -203,7 +203,7 @@ TEST(Engine, NamesWhatIsWrongWithARequest) {
   EXPECT_THAT(refusal({5}, {.max_tokens = 4, .min_tokens = 5}),
               HasSubstr("min_tokens is 5, expected 0 to 4"));
   EXPECT_THAT(refusal({5}, {.max_tokens = 1, .logit_bias = {{200, 1}}}),
-              HasSubstr("logit_bias holds token id 200, expected 0 to 199"));
+              HasSubstr("logit_bias holds token id 200, expected 0 to 189"));
   EXPECT_EQ(Generate(*engine, Tokens(60, 5), {.max_tokens = 40}).tokens.size(), 40u);
 }
 

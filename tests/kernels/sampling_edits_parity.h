@@ -132,7 +132,7 @@ TEST_P(SamplingEditsParity, ExtremePenaltiesStillLeaveAChoice) {
           .token_id;
     };
     EXPECT_EQ(choose({-1, 5, -1}, 1e-40f, 0), 1);
-    EXPECT_EQ(choose({-3, -5, -4}, kMost, 0) >= 0, true);
+    EXPECT_GE(choose({-3, -5, -4}, kMost, 0), 0);
     EXPECT_EQ(choose({1, 1, 1}, 1, 2), 1);
   }
 }

@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <set>
 
 namespace shoal {
 namespace {
@@ -79,6 +80,42 @@ TEST_F(CommandLineTest, AFlagTurnsOffWhatTheEnvironmentTurnsOn) {
   EXPECT_EQ(Shoal({"serve", "--print-config"}).json()["enable-prefix-caching"], false);
 }
 
+TEST_F(CommandLineTest, PrintsEverySetting) {
+  std::set<std::string> flags, printed;
+  std::istringstream help(Shoal({"serve", "--help"}).out);
+  for (std::string line; std::getline(help, line);) {
+    const size_t begin = line.find("--");
+    if (begin == line.npos || line.find_first_not_of(' ') != begin) continue;
+    const size_t end = line.find_first_of(" ,{", begin);
+    flags.insert(line.substr(begin + 2, end - begin - 2));
+  }
+  for (const auto& [name, value] : Shoal({"serve", "--print-config"}).json().items()) {
+    printed.insert(name);
+  }
+  flags.erase("config");
+  flags.erase("print-config");
+  EXPECT_EQ(printed, flags);
+}
+
+TEST_F(CommandLineTest, SchedulingFlagsAreConfiguration) {
+  setenv("SHOAL_ASYNC_SCHEDULING", "false", 1);
+  const nlohmann::json config =
+      Shoal({"serve", "--print-config", "--fair-share", "user", "--request-timeout-ms", "5000",
+             "--num-speculative-tokens", "3", "--expert-parallel", "2", "--max-num-queued-tokens",
+             "4294967296"})
+          .json();
+  unsetenv("SHOAL_ASYNC_SCHEDULING");
+  EXPECT_EQ(config["async-scheduling"], false);
+  EXPECT_EQ(config["fair-share"], "user");
+  EXPECT_EQ(config["request-timeout-ms"], 5000);
+  EXPECT_EQ(config["num-speculative-tokens"], 3);
+  EXPECT_EQ(config["expert-parallel"], 2);
+  EXPECT_EQ(config["max-num-queued-tokens"], int64_t{1} << 32);
+  EXPECT_EQ(Shoal({"serve", "--print-config"}).json()["async-scheduling"], true);
+  const nlohmann::json off = Shoal({"serve", "--print-config", "--no-async-scheduling"}).json();
+  EXPECT_EQ(off["async-scheduling"], false);
+}
+
 TEST_F(CommandLineTest, ReadsTheConfigurationThatItPrints) {
   const Result printed = Shoal({"serve", "--print-config", "--model", "m", "--max-num-seqs", "5"});
   const std::string file = File("c.json", printed.out);
@@ -123,6 +160,17 @@ TEST_F(CommandLineTest, NamesABadFlagWithItsValueAndRange) {
       {"--device", "abacus", "cpu"},
       {"--grpc-port", "50051", "gRPC is not served yet"},
       {"--threads", "99999999999999999999", "0 to 1024"},
+      {"--expert-parallel", "65", "1 to 64"},
+      {"--num-redundant-experts", "-1", "0 to 65536"},
+      {"--max-num-batched-tokens", "65537", "1 to 65536"},
+      {"--long-prefill-token-threshold", "-1", "0 to 65536"},
+      {"--max-num-queued-tokens", "0", "1 to 1099511627776"},
+      {"--priority-step-seconds", "0", "1 to 86400"},
+      {"--num-speculative-tokens", "65", "0 to 64"},
+      {"--prompt-lookup-min", "0", "1 to 64"},
+      {"--prompt-lookup-max", "x", "1 to 64"},
+      {"--request-timeout-ms", "-1", "0 to 2147483647"},
+      {"--fair-share", "nobody", "key, user, off"},
   };
   for (const auto& [flag, value, expected] : cases) {
     const Result result = Shoal({"serve", flag, value});

@@ -37,6 +37,7 @@ struct SchedulerFixture {
     int32_t long_prefill_token_threshold = 1 << 20;
     bool enable_prefix_caching = true;
     bool ahead = false;  // schedule a step before the one before it is updated
+    double conservativeness = 1;
     int32_t num_speculative_tokens = 0;
   };
 
@@ -46,6 +47,7 @@ struct SchedulerFixture {
         scheduler({.max_num_seqs = options.max_num_seqs,
                    .max_num_batched_tokens = options.max_num_batched_tokens,
                    .long_prefill_token_threshold = options.long_prefill_token_threshold,
+                   .schedule_conservativeness = options.conservativeness,
                    .num_speculative_tokens = options.num_speculative_tokens,
                    .prompt_lookup_min = 1,
                    .prompt_lookup_max = 3,
@@ -99,15 +101,6 @@ struct SchedulerFixture {
       ASSERT_LT(i, 100'000) << "no progress";
       Step();
     }
-  }
-
-  /// Lets the scheduler learn that requests use next to nothing of their max_tokens, so that it
-  /// admits more than fits in the end.
-  void ForetellShortOutputs() {
-    Tokens all;
-    for (int32_t id = 0; id < ContextModel::kVocabSize; ++id) all.push_back(id);
-    for (int i = 0; i < 64; ++i) Add({i % 7}, {.max_tokens = 40, .stop_token_ids = all});
-    RunToEnd();
   }
 
   int32_t num_free() const {

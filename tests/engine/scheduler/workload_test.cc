@@ -17,8 +17,8 @@ namespace {
 using Fixture = SchedulerFixture;
 
 TEST(Scheduler, PreemptsWhatIsCheapestToRecompute) {
-  Fixture fixture({.num_blocks = 13, .block_size = 4, .enable_prefix_caching = false});
-  fixture.ForetellShortOutputs();
+  Fixture fixture(
+      {.num_blocks = 13, .block_size = 4, .enable_prefix_caching = false, .conservativeness = 0});
   const auto cheap = fixture.Add(Prompt(3), {.max_tokens = 20});
   const auto dear = fixture.Add(Prompt(24, 20), {.max_tokens = 20});
   EXPECT_THAT(fixture.Step(), testing::ElementsAre(3, 24));
@@ -35,9 +35,11 @@ TEST(Scheduler, PreemptsWhatIsCheapestToRecompute) {
 }
 
 TEST(Scheduler, PreemptsNobodyMoreThanTwice) {
-  Fixture fixture(
-      {.num_blocks = 10, .block_size = 2, .max_num_seqs = 8, .enable_prefix_caching = false});
-  fixture.ForetellShortOutputs();
+  Fixture fixture({.num_blocks = 10,
+                   .block_size = 2,
+                   .max_num_seqs = 8,
+                   .enable_prefix_caching = false,
+                   .conservativeness = 0});
   std::vector<std::shared_ptr<Request>> requests;
   for (int i = 0; i < 30; ++i) {
     requests.push_back(fixture.Add(Prompt(3, i), {.max_tokens = 17}));
@@ -51,9 +53,11 @@ TEST(Scheduler, PreemptsNobodyMoreThanTwice) {
 }
 
 TEST(Scheduler, PreemptsNothingThatIsInFlight) {
-  Fixture fixture(
-      {.num_blocks = 10, .block_size = 2, .enable_prefix_caching = false, .ahead = true});
-  fixture.ForetellShortOutputs();
+  Fixture fixture({.num_blocks = 10,
+                   .block_size = 2,
+                   .enable_prefix_caching = false,
+                   .ahead = true,
+                   .conservativeness = 0});
   std::vector<std::shared_ptr<Request>> requests;
   for (int i = 0; i < 6; ++i) requests.push_back(fixture.Add(Prompt(4, i), {.max_tokens = 9}));
   fixture.RunToEnd();  // the scheduler itself would notice
@@ -64,8 +68,8 @@ TEST(Scheduler, PreemptsNothingThatIsInFlight) {
 }
 
 TEST(Scheduler, DeliversNothingTwiceAfterPreemption) {
-  Fixture fixture({.num_blocks = 8, .block_size = 2, .enable_prefix_caching = false});
-  fixture.ForetellShortOutputs();
+  Fixture fixture(
+      {.num_blocks = 8, .block_size = 2, .enable_prefix_caching = false, .conservativeness = 0});
   const SamplingParams sampling = {.max_tokens = 6, .prompt_logprobs = 0};
   const auto first = fixture.Add(Prompt(5), sampling);
   const auto second = fixture.Add(Prompt(5, 20), sampling);
@@ -130,7 +134,6 @@ SamplingParams RandomSampling(std::mt19937& random) {
 SchedulerStats RunRandomWorkload(const Fixture::Options& options, uint32_t seed) {
   std::mt19937 random(seed);
   Fixture fixture(options);
-  fixture.ForetellShortOutputs();
   const int32_t max_tokens = options.num_blocks * options.block_size;
   std::vector<std::shared_ptr<Request>> requests;
   while (requests.size() < 60 || !fixture.scheduler.idle()) {
@@ -178,6 +181,7 @@ TEST(Scheduler, GivesEachRequestWhatItGetsAlone) {
                                .max_num_batched_tokens = budget,
                                .enable_prefix_caching = (flags & 1) != 0,
                                .ahead = (flags & 2) != 0,
+                               .conservativeness = 0,
                                .num_speculative_tokens = (flags & 4) != 0 ? 3 : 0},
                               seed);
         sum.num_preemptions += stats.num_preemptions;

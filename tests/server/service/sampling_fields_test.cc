@@ -13,7 +13,6 @@ namespace {
 
 using testing::Each;
 using testing::ElementsAre;
-using testing::IsSubsetOf;
 using testing::SizeIs;
 
 /// Calls whose sampling fields are told apart by what comes out of a real model.
@@ -48,40 +47,39 @@ TEST_F(SamplingFieldsTest, LogitBiasForcesATokenOrForbidsIt) {
   EXPECT_NE(IdsOf(greedy)[0], first);
 }
 
-TEST_F(SamplingFieldsTest, PenaltiesKeepTokensFromComingBack) {
-  GenerateCall call = Greedy("one two", 60);
-  // Two tokens far above all others; without a penalty one of them wins each time.
-  call.logit_bias = {{77, 50}, {78, 50}};
-  const TokenIds plain = IdsOf(call);
-  ASSERT_THAT(plain, Each(testing::AnyOf(77, 78)));
-  const auto count = [](const TokenIds& ids) { return std::count(ids.begin(), ids.end(), 77); };
-  const auto imbalance = [&](const TokenIds& ids) { return std::abs(2 * count(ids) - 60); };
-  call.frequency_penalty = 2;
-  const TokenIds frequency = IdsOf(call);
-  EXPECT_LT(imbalance(frequency), 10) << "each token is penalised as often as it came";
-  EXPECT_NE(frequency, plain);
-  call.frequency_penalty = 0;
+TEST_F(SamplingFieldsTest, RepetitionPenaltyDividesWhatCameBefore) {
+  GenerateCall call = Greedy("one two", 2);
+  call.logit_bias = {{77, 60}, {78, 40}};
+  EXPECT_THAT(IdsOf(call), ElementsAre(77, 77));
   call.repetition_penalty = 10;
-  const TokenIds repetition = IdsOf(call);
-  EXPECT_EQ(std::set<int32_t>(repetition.begin(), repetition.begin() + 2),
-            (std::set<int32_t>{77, 78}));
-  EXPECT_THAT(TokenIds(repetition.begin() + 2, repetition.end()),
-              Each(testing::Not(testing::AnyOf(77, 78))))
-      << "what was above all others is below them now";
+  EXPECT_THAT(IdsOf(call), ElementsAre(77, 78));
 }
 
-TEST_F(SamplingFieldsTest, PresencePenaltyCountsATokenOnce) {
-  GenerateCall call = Greedy("one two", 40);
-  call.logit_bias = {{77, 50}};
+TEST_F(SamplingFieldsTest, FrequencyPenaltyGrowsAndPresencePenaltyDoesNot) {
+  // One token is so far above all others that only what grows can pull it down.
+  GenerateCall call = Greedy("one two", 60);
+  call.logit_bias = {{77, 60}};
   call.presence_penalty = 2;
-  EXPECT_THAT(IdsOf(call), Each(77)) << "2, however often it came";
-  call = Random(3);
-  const TokenIds plain = IdsOf(call);
+  EXPECT_THAT(IdsOf(call), Each(77));
+  call.presence_penalty = 0;
+  call.frequency_penalty = 2;
+  const TokenIds ids = IdsOf(call);
+  EXPECT_GT(std::count(ids.begin(), ids.end(), 77), 20);
+  EXPECT_LT(std::count(ids.begin(), ids.end(), 77), 40);
+}
+
+TEST_F(SamplingFieldsTest, PresencePenaltyBringsOtherTokens) {
+  // Forty tokens that are as likely as each other, but for the model.
+  GenerateCall call = Greedy("one two", 60);
+  for (int32_t id = 100; id < 140; ++id) call.logit_bias[id] = 60;
+  const auto num_different = [](const TokenIds& ids) {
+    return std::set(ids.begin(), ids.end()).size();
+  };
+  const size_t num_plain = num_different(IdsOf(call));
+  call.presence_penalty = 2;
+  EXPECT_GT(num_different(IdsOf(call)), num_plain);
   call.presence_penalty = -2;
-  const TokenIds drawn = IdsOf(call);
-  EXPECT_NE(drawn, plain);
-  EXPECT_LT(std::set(drawn.begin(), drawn.end()).size(),
-            std::set(plain.begin(), plain.end()).size());
+  EXPECT_LT(num_different(IdsOf(call)), num_plain);
 }
 
 TEST_F(SamplingFieldsTest, TypicalPIsThatOfTheEngine) {
@@ -119,10 +117,10 @@ TEST_F(SamplingFieldsTest, NoStopStringIsFoundBeforeMinTokens) {
 TEST_F(SamplingFieldsTest, OnlyAllowedTokensAreGenerated) {
   GenerateCall call = Random(7);
   call.n = 2;
-  call.allowed_token_ids = {40, 41, 2000, 42, 41};
+  call.allowed_token_ids = {40, 41, 2000, 41};
   for (const Choice& choice : Ask(call).choices) {
     EXPECT_THAT(choice.ids(), SizeIs(24));
-    EXPECT_THAT(choice.ids(), IsSubsetOf(call.allowed_token_ids));
+    EXPECT_THAT(choice.ids(), Each(testing::AnyOf(40, 41, 2000)));
   }
   call = Greedy("one two", 20);
   call.ignore_eos = false;
