@@ -67,8 +67,12 @@ absl::Status CheckSampling(const SamplingParams& sampling, int64_t vocab_size) {
   RETURN_IF_ERROR(CheckRange("frequency_penalty", sampling.frequency_penalty, -2, 2));
   RETURN_IF_ERROR(CheckRange("repetition_penalty", sampling.repetition_penalty, kSmallest, 10));
   RETURN_IF_ERROR(CheckRange("min_tokens", sampling.min_tokens, 0, sampling.max_tokens));
-  RETURN_IF_ERROR(CheckRange("logit_bias entries", static_cast<double>(sampling.logit_bias.size()),
-                             0, SamplingParams::kMaxLogitBiases));
+  RETURN_IF_ERROR(CheckRange("the number of stop_token_ids",
+                             static_cast<double>(sampling.stop_token_ids.size()), 0,
+                             SamplingParams::kMaxStopTokenIds));
+  RETURN_IF_ERROR(CheckRange("the number of logit_bias entries",
+                             static_cast<double>(sampling.logit_bias.size()), 0,
+                             SamplingParams::kMaxLogitBiases));
   RETURN_IF_ERROR(CheckTokenIds("logit_bias", vocab_size,
                                 sampling.logit_bias | std::views::transform(&LogitBias::token_id)));
   RETURN_IF_ERROR(CheckRange("logprobs", sampling.logprobs, -1, kMaxTopLogprobs));

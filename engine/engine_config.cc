@@ -36,6 +36,11 @@ absl::Status EngineConfig::Validate() const {
   RETURN_IF_ERROR(CheckRange("max_num_queued_requests", max_num_queued_requests, 1, 1 << 20));
   RETURN_IF_ERROR(CheckRange("max_num_queued_tokens", max_num_queued_tokens, 1, int64_t{1} << 40));
   RETURN_IF_ERROR(CheckRange("priority_step_seconds", priority_step_seconds, 1, 86400));
+  // Written so that NaN fails.
+  if (!(schedule_conservativeness >= 0 && schedule_conservativeness <= 10)) {
+    return absl::InvalidArgumentError(fmt::format(
+        "schedule_conservativeness is {}, expected 0 to 10", schedule_conservativeness));
+  }
   RETURN_IF_ERROR(CheckRange("num_speculative_tokens", num_speculative_tokens, 0, 64));
   RETURN_IF_ERROR(CheckRange("prompt_lookup_min", prompt_lookup_min, 1, 64));
   RETURN_IF_ERROR(CheckRange("prompt_lookup_max", prompt_lookup_max, prompt_lookup_min, 64));

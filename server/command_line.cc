@@ -18,21 +18,24 @@ namespace {
 
 constexpr int64_t kMaxInt = std::numeric_limits<int32_t>::max();
 
-/// Accepts decimal integers of a range, and says which range.
-CLI::Validator Integer(int64_t low, int64_t high) {
+/// Accepts decimal numbers of a range, and says which range.
+template <typename T>
+CLI::Validator InRange(const char* what, T low, T high) {
   const std::string range = fmt::format("{} to {}", low, high);
   return CLI::Validator(
       [=](const std::string& text) {
-        int64_t value = 0;
+        T value = 0;
         const char* const end = text.data() + text.size();
         const auto [rest, error] = std::from_chars(text.data(), end, value);
         if (error == std::errc() && rest == end && value >= low && value <= high) {
           return std::string();
         }
-        return fmt::format("'{}' is not an integer from {}", text, range);
+        return fmt::format("'{}' is not {} from {}", text, what, range);
       },
       range);
 }
+
+CLI::Validator Integer(int64_t low, int64_t high) { return InRange("an integer", low, high); }
 
 CLI::Validator OneOf(std::vector<std::string> words) {
   const std::string list = fmt::format("{}", fmt::join(words, ", "));
@@ -92,6 +95,9 @@ void AddSchedulingOptions(CLI::App& app, ServerConfig& config) {
   app.add_option("--priority-step-seconds", engine.priority_step_seconds,
                  "Seconds of waiting that a step of a request's priority is worth")
       ->check(Integer(1, 86400));
+  app.add_option("--schedule-conservativeness", engine.schedule_conservativeness,
+                 "Room kept for running sequences to grow; below 1: more at once, more preemptions")
+      ->check(InRange("a number", 0.0, 10.0));
   app.add_option("--fair-share", config.fair_share,
                  "Who gets equal shares of the machine: each API key, each user of a key, or off")
       ->check(OneOf({"key", "user", "off"}));

@@ -27,6 +27,7 @@ std::string FormatServerConfig(const ServerConfig& config) {
       {"max-num-queued-requests", engine.max_num_queued_requests},
       {"max-num-queued-tokens", engine.max_num_queued_tokens},
       {"priority-step-seconds", engine.priority_step_seconds},
+      {"schedule-conservativeness", engine.schedule_conservativeness},
       {"fair-share", config.fair_share},
       {"request-timeout-ms", config.request_timeout_ms},
       {"num-speculative-tokens", engine.num_speculative_tokens},

@@ -19,7 +19,8 @@ class Sampler {
   static constexpr int64_t kMaxRows = 32;  // at once
 
   /// Biases of one row: those of its request, and of the tokens that are not to end it yet.
-  static constexpr int64_t kMaxRowBiases = int64_t{SamplingParams::kMaxLogitBiases} + 32;
+  static constexpr int64_t kMaxRowBiases =
+      SamplingParams::kMaxLogitBiases + SamplingParams::kMaxStopTokenIds;
 
   /// Chooses among `vocab_limit` tokens; history [num_slots, max_model_len] int32. `model` and
   /// `backend` outlive the sampler. RESOURCE_EXHAUSTED if the device has too little memory.

@@ -47,6 +47,9 @@ class PrefixIndex {
 
   bool Contains(int32_t block) const { return entries_[block].prefix != kUnknown; }
 
+  /// Blocks that are known.
+  size_t size() const { return blocks_.size(); }
+
   /// Forgets `block` if it is known, and its domain with the last of its blocks. Blocks after it
   /// are no longer found.
   void Erase(int32_t block);

@@ -30,12 +30,14 @@ struct SamplingParams {
   uint64_t seed = 0;             // key of the random numbers; equal seeds give equal tokens
   int32_t max_tokens = 0;        // tokens to generate, >= 0; 0: only prompt logprobs
   int32_t min_tokens = 0;        // before so many, no stop token is chosen; [0, max_tokens]
-  std::vector<int32_t> stop_token_ids = {};  // the token is part of the output and ends it
+  std::vector<int32_t> stop_token_ids = {};  // the token is part of the output and ends it; at
+                                             // most kMaxStopTokenIds
   std::vector<LogitBias> logit_bias = {};    // at most kMaxLogitBiases, of different tokens
   std::shared_ptr<TokenMask> mask = {};      // null: every token is allowed
   int32_t logprobs = -1;         // alternatives per generated token, <= 20; -1: no logprobs
   int32_t prompt_logprobs = -1;  // alternatives per prompt token, <= 20; -1: no logprobs
 
+  static constexpr size_t kMaxStopTokenIds = 32;
   static constexpr size_t kMaxLogitBiases = 1024;
 
   /// Choosing needs the tokens before, beyond what the logits know of them.

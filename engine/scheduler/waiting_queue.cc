@@ -3,7 +3,6 @@
 #include <absl/numeric/int128.h>
 
 #include <algorithm>
-#include <tuple>
 #include <utility>
 
 #include "kernels/status.h"
@@ -118,8 +117,7 @@ void WaitingQueue::ForgetIdle() {
 /// whom came first: there, too, priority does not help.
 WaitingQueue::Line* WaitingQueue::Next() {
   const auto rank = [](const Line& line) {
-    const Sequence& first = *line.waiting.front();
-    return std::tuple(line.tenant.service_tokens, first.request->arrival(), first.id);
+    return std::pair(line.tenant.service_tokens, line.waiting.front()->id);
   };
   Line* next = nullptr;
   for (Line* const line : active_) {

@@ -1,6 +1,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <functional>
 
 #include "engine/engine.h"
@@ -38,6 +39,10 @@ TEST(EngineConfig, NamesTheFieldItsValueAndItsRange) {
       {"max_num_queued_requests is 0", [](auto& config) { config.max_num_queued_requests = 0; }},
       {"max_num_queued_tokens is 0", [](auto& config) { config.max_num_queued_tokens = 0; }},
       {"priority_step_seconds is 0", [](auto& config) { config.priority_step_seconds = 0; }},
+      {"schedule_conservativeness is 10.5, expected 0 to 10",
+       [](auto& config) { config.schedule_conservativeness = 10.5; }},
+      {"schedule_conservativeness is nan",
+       [](auto& config) { config.schedule_conservativeness = NAN; }},
       {"num_speculative_tokens is 65", [](auto& config) { config.num_speculative_tokens = 65; }},
       {"prompt_lookup_min is 0", [](auto& config) { config.prompt_lookup_min = 0; }},
       {"prompt_lookup_max is 4, expected 5 to 64",

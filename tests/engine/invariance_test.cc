@@ -264,7 +264,7 @@ TEST(Invariance, EveryRequestGetsTheBitsThatItGetsAlone) {
     fmt::print("{:<16} {:>6} {:>12} {:>8} {:>9} {:>7}\n", variant.name, num_different,
                stats.scheduler.num_preemptions, stats.AllBlocks().prefix_hits_tokens,
                stats.scheduler.accepted_tokens, stats.num_steps);
-    if (variant.name == "preemption") EXPECT_GT(stats.scheduler.num_preemptions, 10);
+    if (variant.name == "preemption") EXPECT_GT(stats.scheduler.num_preemptions, 0);
     if (variant.name == "prefix cache") EXPECT_GT(stats.AllBlocks().prefix_hits_tokens, 0);
     if (variant.name == "speculation") EXPECT_GT(stats.scheduler.accepted_tokens, 0);
   }

@@ -26,6 +26,16 @@ BAD_COMPLETION_FIELDS = [
     ("stop", ["x" * 257]), ("stop_token_ids", ["a"]), ("stop_token_ids", [1] * 17),
     ("logprobs", -1), ("logprobs", 21), ("logprobs", "many"), ("stream", "yes"), ("echo", 1),
     ("ignore_eos", "no"), ("stream_options", 5), ("model", 5),
+    ("presence_penalty", 2.1), ("presence_penalty", "x"), ("frequency_penalty", -2.1),
+    ("repetition_penalty", 0), ("repetition_penalty", 11), ("typical_p", 0), ("typical_p", 1.1),
+    ("logit_bias", 5), ("logit_bias", {"a": 1}), ("logit_bias", {"5": 101}),
+    ("logit_bias", {"5": "x"}), ("logit_bias", {"2048": 1}),
+    ("logit_bias", {str(token): 1 for token in range(1025)}),
+    ("min_tokens", -1), ("min_tokens", 2), ("min_tokens", 1.5),
+    ("allowed_token_ids", []), ("allowed_token_ids", [2048]), ("allowed_token_ids", ["a"]),
+    ("priority", "high"), ("priority", 2**40), ("user", 5), ("user", "x" * 257),
+    ("cache_salt", ""), ("cache_salt", 5), ("cache_salt", "x" * 257),
+    ("best_of", 0), ("best_of", 17), ("best_of", "x"),
 ]
 BAD_CHAT_FIELDS = [
     ("messages", None), ("messages", []), ("messages", "hello"), ("messages", [5]),
@@ -34,7 +44,8 @@ BAD_CHAT_FIELDS = [
     ("messages", [{"role": "user", "content": 5}]),
     ("messages", [{"role": "user", "content": [{"type": "image_url"}]}]),
     ("max_tokens", -1), ("max_completion_tokens", "x"), ("top_logprobs", 21), ("top_logprobs", 5),
-    ("logprobs", "x"), ("n", 17),
+    ("logprobs", "x"), ("n", 17), ("best_of", 2), ("presence_penalty", 3), ("logit_bias", [1]),
+    ("min_tokens", 5), ("cache_salt", ""),
 ]
 BAD_BODIES = {
     "empty": b"",
@@ -93,6 +104,11 @@ def test_a_bad_field_of_a_chat_is_named(server, field, value):
 def test_a_body_that_is_no_proper_json_object_is_refused(server, path, body):
     response = server.http.post(path, content=body, headers={"Content-Type": "application/json"})
     expect_error(response, 400)
+
+
+def test_the_best_choices_cannot_be_streamed(server):
+    body = {"model": server.model, "stream": True, "n": 2, "best_of": 3} | COMPLETION
+    expect_error(server.http.post("/v1/completions", json=body), 400, "best_of")
 
 
 @pytest.mark.parametrize("path, body", [
@@ -248,7 +264,9 @@ def test_a_missing_directory_is_named(shoal, tmp_path):
 
 @pytest.mark.parametrize("flag, value", [
     ("--max-model-len", -5), ("--max-num-seqs", 0), ("--block-size", 0), ("--dtype", "int3"),
-    ("--device", "abacus"), ("--port", 70000), ("--threads", -1)])
+    ("--device", "abacus"), ("--port", 70000), ("--threads", -1), ("--expert-parallel", 0),
+    ("--expert-parallel", 65), ("--num-redundant-experts", 1), ("--fair-share", "nobody"),
+    ("--prompt-lookup-min", 5)])
 def test_a_bad_flag_is_named(shoal, tiny_model, flag, value):
     result = shoal("serve", "--model", tiny_model, "--port", 0, flag, value)
     assert result.returncode not in (0, None) and result.returncode > 0

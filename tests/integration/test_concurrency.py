@@ -90,7 +90,8 @@ def test_each_of_32_clients_gets_what_it_gets_alone(server):
 
 def test_preempted_requests_get_what_they_get_alone(start_server, server, tiny_model):
     """The cache holds two sequences of the greatest length, and six grow in it at once."""
-    cramped = start_server(tiny_model, "--max-model-len", 256, "--kv-cache-memory-bytes", 1 << 20)
+    cramped = start_server(tiny_model, "--max-model-len", 256, "--kv-cache-memory-bytes", 1 << 20,
+                           "--schedule-conservativeness", 0)
     requests = [payload(server, number) | {"prompt": [number], "max_tokens": 200}
                 for number in range(6)]
     alone = [streamed(server, request) for request in requests]
@@ -98,6 +99,16 @@ def test_preempted_requests_get_what_they_get_alone(start_server, server, tiny_m
     preemptions = re.search(r"^vllm:num_preemptions_total(?:{.*})? (\S+)$",
                             cramped.http.get("/metrics").text, re.MULTILINE)
     assert float(preemptions[1]) > 0
+
+
+@pytest.mark.parametrize("flags", [
+    ("--expert-parallel", 2), ("--expert-parallel", 4, "--num-redundant-experts", 3),
+    ("--num-speculative-tokens", 4), ("--no-async-scheduling",)], ids=str)
+def test_how_the_work_is_done_changes_no_digit(start_server, server, tiny_model, flags):
+    other = start_server(tiny_model, "--max-model-len", 1024, *flags)
+    requests = [payload(server, number) for number in range(8)]
+    alone = [streamed(server, request) for request in requests]
+    assert all_at_once(other, requests) == alone
 
 
 def test_memory_returns_to_its_level(server, sanitized):

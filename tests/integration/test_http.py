@@ -13,11 +13,16 @@ from vocabulary import ids_of_texts, leading_ids, read_vocabulary
 PROMPT_IDS = [1, 77, 300, 41, 1999, 1200, 7, 7, 645, 18, 1024]
 METRICS = {
     "gauge": {"vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc",
-              "vllm:cache_config_info"},
+              "vllm:cache_config_info", "shoal:num_waiting_tokens", "shoal:num_requests_reserved",
+              "shoal:num_tenants", "shoal:requests_per_second", "shoal:kv_blocks",
+              "shoal:step_sequences", "shoal:step_batch_tokens"},
     "counter": {"vllm:num_preemptions", "vllm:prompt_tokens", "vllm:generation_tokens",
-                "vllm:request_success", "vllm:prefix_cache_queries", "vllm:prefix_cache_hits"},
+                "vllm:request_success", "vllm:prefix_cache_queries", "vllm:prefix_cache_hits",
+                "vllm:spec_decode_num_drafts", "vllm:spec_decode_num_draft_tokens",
+                "vllm:spec_decode_num_accepted_tokens", "shoal:computed_tokens"},
     "histogram": {"vllm:time_to_first_token_seconds", "vllm:inter_token_latency_seconds",
-                  "vllm:e2e_request_latency_seconds", "vllm:request_queue_time_seconds"},
+                  "vllm:e2e_request_latency_seconds", "vllm:request_queue_time_seconds",
+                  "vllm:iteration_tokens_total", "shoal:step_seconds"},
 }
 
 
@@ -90,6 +95,8 @@ def test_metrics_count_what_was_done(server, complete):
         for families in (before, after)]
     assert counts[1] - counts[0] == 1
     assert value(after, "vllm:num_requests_running") == 0
+    # A step computes the prompt, and one each all tokens but the last.
+    assert gained("shoal:computed_tokens") >= len(PROMPT_IDS) + 8
 
 
 def test_tokenize_and_detokenize_are_inverse(server):

@@ -6,6 +6,7 @@ import openai
 import pytest
 
 from shoal_server import seconds
+from vocabulary import read_vocabulary
 
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who are you?"}]
 KEEP_ON = {"ignore_eos": True}  # so that random weights give as many tokens as asked for
@@ -142,6 +143,48 @@ def test_text_ends_before_a_stop_string(client, server, stream):
     chunks = list(reply) if stream else [reply]
     assert "".join(chunk.choices[0].text for chunk in chunks) == text[:text.index(stop)]
     assert chunks[-1].choices[0].finish_reason == "stop"
+
+
+def test_chat_takes_every_sampling_field(client, server):
+    fields = {"model": server.model, "messages": MESSAGES, "max_tokens": 12, "seed": 4}
+    plain = client.chat.completions.create(extra_body=KEEP_ON, **fields)
+    changed = client.chat.completions.create(
+        presence_penalty=1.5, frequency_penalty=1, user="somebody",
+        extra_body=KEEP_ON | {"repetition_penalty": 1.5, "typical_p": 0.5, "min_tokens": 12,
+                              "priority": -1, "cache_salt": "x"}, **fields)
+    assert changed.usage.completion_tokens == 12
+    assert changed.choices[0].message.content != plain.choices[0].message.content
+
+
+def test_a_logit_bias_forces_a_token(client, server):
+    reply = client.completions.create(model=server.model, prompt="Say", max_tokens=6, logprobs=0,
+                                      logit_bias={"77": 100}, extra_body=KEEP_ON)
+    assert len(set(reply.choices[0].logprobs.tokens)) == 1
+
+
+def test_only_allowed_tokens_come(client, server, tokenizer_directory):
+    vocabulary = read_vocabulary(tokenizer_directory)
+    ids = [token for token in range(300, 330) if vocabulary[token].isascii()]
+    reply = client.chat.completions.create(
+        model=server.model, messages=MESSAGES, max_tokens=20, logprobs=True,
+        extra_body={"allowed_token_ids": ids})
+    tokens = [bytes(token.bytes) for token in reply.choices[0].logprobs.content]
+    assert len(tokens) == 20 and set(tokens) <= {vocabulary[token] for token in ids}
+
+
+def test_the_best_of_several_comes_first(client, server):
+    fields = {"model": server.model, "prompt": "Choose", "max_tokens": 10, "seed": 2,
+              "extra_body": KEEP_ON}
+
+    def mean(choice):
+        return sum(choice.logprobs.token_logprobs) / len(choice.logprobs.token_logprobs)
+
+    every = client.completions.create(n=5, logprobs=0, **fields).choices
+    reply = client.completions.create(n=2, best_of=5, **fields)
+    assert [choice.text for choice in reply.choices] == [
+        choice.text for choice in sorted(every, key=mean, reverse=True)[:2]]
+    assert all(choice.logprobs is None for choice in reply.choices)
+    assert reply.usage.completion_tokens == 50
 
 
 def test_errors_have_their_own_classes(client, server):

@@ -89,9 +89,8 @@ TEST_F(CommandLineTest, PrintsEverySetting) {
     const size_t end = line.find_first_of(" ,{", begin);
     flags.insert(line.substr(begin + 2, end - begin - 2));
   }
-  for (const auto& [name, value] : Shoal({"serve", "--print-config"}).json().items()) {
-    printed.insert(name);
-  }
+  const nlohmann::json config = Shoal({"serve", "--print-config"}).json();
+  for (const auto& [name, value] : config.items()) printed.insert(name);
   flags.erase("config");
   flags.erase("print-config");
   EXPECT_EQ(printed, flags);
@@ -166,6 +165,8 @@ TEST_F(CommandLineTest, NamesABadFlagWithItsValueAndRange) {
       {"--long-prefill-token-threshold", "-1", "0 to 65536"},
       {"--max-num-queued-tokens", "0", "1 to 1099511627776"},
       {"--priority-step-seconds", "0", "1 to 86400"},
+      {"--schedule-conservativeness", "10.5", "a number from 0 to 10"},
+      {"--schedule-conservativeness", "nan", "a number from 0 to 10"},
       {"--num-speculative-tokens", "65", "0 to 64"},
       {"--prompt-lookup-min", "0", "1 to 64"},
       {"--prompt-lookup-max", "x", "1 to 64"},

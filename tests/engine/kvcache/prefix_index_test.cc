@@ -95,6 +95,7 @@ TEST(PrefixIndex, DoesNotFindABlockAfterAnErasedOneEvenIfItsNumberIsUsedAgain) {
   EXPECT_EQ(index.FindAfter(0, {3, 4}), kNone);
   EXPECT_EQ(index.InsertAfter(0, {3, 4}, 1), 1) << "it may be named again";
   EXPECT_EQ(index.FindAfter(0, {3, 4}), 1);
+  EXPECT_EQ(index.size(), 2u);
 }
 
 TEST(PrefixIndex, ForgetsEverythingWhenCleared) {

@@ -11,7 +11,6 @@
 #include <optional>
 #include <random>
 #include <string>
-#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -98,10 +97,13 @@ TEST(WaitingQueue, ExtremePrioritiesKeepTheirOrder) {
   constexpr int32_t kMax = std::numeric_limits<int32_t>::max();
   Maker maker;
   WaitingQueue queue(hours(1000));
-  for (const int32_t priority : {kMax, kMax - 1, kMin + 1, 0, kMin}) {
-    queue.Push(maker.Make("", priority));
+  std::vector<int32_t> priorities = {kMax / 3, kMin / 5, 1 << 20, -(1 << 20), 0};
+  for (int i = 0; i < 5; ++i) priorities.insert(priorities.end(), {kMax - i, kMin + i});
+  for (const int32_t priority : priorities) queue.Push(maker.Make("", priority));
+  std::ranges::sort(priorities);
+  for (const int32_t priority : priorities) {
+    EXPECT_EQ(queue.PopFront()->request->scheduling().priority, priority);
   }
-  EXPECT_THAT(PopAll(queue), ElementsAre(4, 2, 3, 1, 0));
 }
 
 TEST(WaitingQueue, PreemptedOnesGoFirstByTheirTurns) {
@@ -235,13 +237,14 @@ TEST(WaitingQueue, ErasesWhatEnds) {
   Maker maker;
   WaitingQueue queue(hours(1));
   for (int i = 0; i < 10; ++i) queue.Push(maker.Make(i % 2 == 0 ? "a" : "b", -i));
-  for (int i = 0; i < 2; ++i) queue.PushPreempted(Start(queue));
+  auto eight = queue.PopFront(), nine = queue.PopFront();
+  queue.PushPreempted(std::move(eight));
+  queue.PushPreempted(std::move(nine));
   queue.EraseIf([](const auto& sequence) { return sequence->id % 3 == 0; });
   EXPECT_EQ(queue.num_sequences(), 6);
   EXPECT_EQ(queue.num_tokens(), 6);
   EXPECT_EQ(Find(queue, "a")->num_waiting, 3);
-  std::vector<int64_t> ids = PopAll(queue);
-  EXPECT_THAT(ids, testing::UnorderedElementsAre(1, 2, 4, 5, 7, 8));
+  EXPECT_THAT(PopAll(queue), ElementsAre(8, 4, 2, 7, 5, 1));
 }
 
 TEST(WaitingQueue, AForkTakesThePlaceOfItsLeader) {
@@ -407,7 +410,10 @@ class Oracle {
   /// Ends some sequences; a fork takes the place of its leader.
   void Erase() {
     const size_t which = Draw(5);
+    const int64_t num_waiting = std::ssize(waiting_);
+    int64_t num_asked = 0;
     queue_.EraseIf([&](std::unique_ptr<Sequence>& sequence) {
+      ++num_asked;
       if (static_cast<size_t>(sequence->id) % 5 != which) return false;
       const auto own = std::ranges::find(waiting_, sequence.get(), &Waiting::sequence);
       --accounts_[TenantOf(*sequence)].num_waiting;
@@ -423,6 +429,7 @@ class Oracle {
       ++num_promoted;
       return false;
     });
+    ASSERT_EQ(num_asked, num_waiting);
   }
 
   std::vector<Waiting>::iterator First() {
@@ -443,8 +450,7 @@ class Oracle {
     if (preempted != waiting_.end()) return preempted;
     auto best = waiting_.end();
     const auto rank = [&](const Waiting& waiting) {
-      return std::tuple(accounts_[TenantOf(*waiting.sequence)].service_tokens,
-                        waiting.sequence->request->arrival(), waiting.sequence->id);
+      return std::pair(accounts_[TenantOf(*waiting.sequence)].service_tokens, waiting.sequence->id);
     };
     for (const auto& [name, account] : accounts_) {
       const auto first =
