@@ -218,13 +218,17 @@ class LoadClient:
         answer.failure = await self._exchange(request, answer.pieces)
         return answer
 
-    async def closed_loop(self, jobs, num_clients):
-        """Each client sends a job when its last one has ended, until `jobs` are used up."""
+    async def closed_loop(self, jobs, num_clients, retry_seconds=None):
+        """Each client sends a job when its last one has ended, until `jobs` are used up. One that
+        is refused is sent again after `retry_seconds`, if they are given; each try has an answer."""
         answers = []
 
         async def client():
             for job in jobs:
                 answers.append(await self.send(job))
+                while retry_seconds is not None and answers[-1].refused:
+                    await asyncio.sleep(retry_seconds)
+                    answers.append(await self.send(job))
 
         await asyncio.gather(*(client() for _ in range(num_clients)))
         return answers

@@ -265,8 +265,7 @@ def test_a_missing_directory_is_named(shoal, tmp_path):
 @pytest.mark.parametrize("flag, value", [
     ("--max-model-len", -5), ("--max-num-seqs", 0), ("--block-size", 0), ("--dtype", "int3"),
     ("--device", "abacus"), ("--port", 70000), ("--threads", -1), ("--expert-parallel", 0),
-    ("--expert-parallel", 65), ("--num-redundant-experts", 1), ("--fair-share", "nobody"),
-    ("--prompt-lookup-min", 5)])
+    ("--expert-parallel", 65), ("--num-redundant-experts", 1), ("--fair-share", "nobody")])
 def test_a_bad_flag_is_named(shoal, tiny_model, flag, value):
     result = shoal("serve", "--model", tiny_model, "--port", 0, flag, value)
     assert result.returncode not in (0, None) and result.returncode > 0

@@ -103,7 +103,7 @@ def test_preempted_requests_get_what_they_get_alone(start_server, server, tiny_m
 
 @pytest.mark.parametrize("flags", [
     ("--expert-parallel", 2), ("--expert-parallel", 4, "--num-redundant-experts", 3),
-    ("--num-speculative-tokens", 4), ("--no-async-scheduling",)], ids=str)
+    ("--num-speculative-tokens", 4), ("--no-async-scheduling",)], ids=lambda flags: " ".join(map(str, flags)))
 def test_how_the_work_is_done_changes_no_digit(start_server, server, tiny_model, flags):
     other = start_server(tiny_model, "--max-model-len", 1024, *flags)
     requests = [payload(server, number) for number in range(8)]
