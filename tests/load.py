@@ -120,7 +120,7 @@ class Answer:
     def complaint(self):
         """Why this is no whole completion; empty if it is one."""
         if self.failure or self.status != 200:
-            return self.failure or f"status {self.status}"
+            return self.failure or f"status {self.status}: {self._parts[2][:200].decode()}"
         if len(self._events) < 3 or self._events[-1] != "[DONE]":
             return "the stream broke off"
         last = json.loads(self._events[-3])
@@ -312,4 +312,4 @@ def recomputed_share(samples):
                        for each in (samples[0], samples[-1]))
         return last - first
 
-    return computed("recomputed") / (computed("prefill") + computed("decode"))
+    return computed("recomputed") / max(computed("prefill") + computed("decode"), 1)

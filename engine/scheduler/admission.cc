@@ -284,4 +284,12 @@ SchedulerStats Scheduler::stats() const {
   return stats;
 }
 
+std::vector<const Sequence*> Scheduler::Running() const {
+  std::vector<const Sequence*> sequences;
+  sequences.reserve(running_.size() + leaving_.size());
+  for (const auto& sequence : running_) sequences.push_back(sequence.get());
+  for (const auto& sequence : leaving_) sequences.push_back(sequence.get());
+  return sequences;
+}
+
 }  // namespace shoal

@@ -36,6 +36,7 @@ struct SchedulerFixture {
     int32_t max_num_batched_tokens = 64;
     int32_t long_prefill_token_threshold = 1 << 20;
     bool enable_prefix_caching = true;
+    Clock::duration priority_step = std::chrono::seconds(10);
     bool ahead = false;  // schedule a step before the one before it is updated
     double conservativeness = 1;
     int32_t num_speculative_tokens = 0;
@@ -47,6 +48,7 @@ struct SchedulerFixture {
         scheduler({.max_num_seqs = options.max_num_seqs,
                    .max_num_batched_tokens = options.max_num_batched_tokens,
                    .long_prefill_token_threshold = options.long_prefill_token_threshold,
+                   .priority_step = options.priority_step,
                    .schedule_conservativeness = options.conservativeness,
                    .num_speculative_tokens = options.num_speculative_tokens,
                    .prompt_lookup_min = 1,

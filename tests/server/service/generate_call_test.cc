@@ -95,12 +95,9 @@ TEST(GenerateCall, BestOfIsAtLeastN) {
 
 TEST(GenerateCall, NamesABiasOutOfRange) {
   ExpectRefused("logit_bias", "at least -100 and at most 100, but is 101 for token 7",
-                [](auto& call) {
-                  call.logit_bias = {{6, 5}, {7, 101}};
-                });
-  ExpectRefused("logit_bias", "-inf for token 6", [](auto& call) {
-    call.logit_bias = {{6, -INFINITY}};
-  });
+                [](auto& call) { call.logit_bias = {{6, 5}, {7, 101}}; });
+  ExpectRefused("logit_bias", "-inf for token 6",
+                [](auto& call) { call.logit_bias = {{6, -INFINITY}}; });
   ExpectRefused("logit_bias", "at most 1024 entries, but has 1025", [](auto& call) {
     for (int32_t id = 0; id < 1025; ++id) call.logit_bias[id] = 1;
   });
