@@ -1,6 +1,6 @@
 """Load on a running server: completions asked for at given times, what became of each, and what the
-server said of itself meanwhile. One asyncio loop over plain sockets, a connection per request;
-answers are kept as bytes and read after the load, so that the client takes little from the server."""
+server said of itself meanwhile. One asyncio loop over plain sockets, a connection per request.
+Answers are kept as bytes and read after the load: the client is to take little from the server."""
 
 import asyncio
 import dataclasses
@@ -32,10 +32,11 @@ class Job:
 
     def request(self, model):
         rng = random.Random(self.number)
+        ids = range(VOCAB_SIZE)
         return http_request("POST /v1/completions", json.dumps({
             "model": model, "seed": self.number, "max_tokens": self.max_tokens, "temperature": 1,
-            "prompt": rng.choices(range(VOCAB_SIZE), k=self.num_prompt_tokens),
-            "ignore_eos": True, "stop_token_ids": rng.sample(range(VOCAB_SIZE), self.num_stop_tokens),
+            "prompt": rng.choices(ids, k=self.num_prompt_tokens),
+            "ignore_eos": True, "stop_token_ids": rng.sample(ids, self.num_stop_tokens),
             "stream": True, "stream_options": {"include_usage": True}, "logprobs": 0}).encode())
 
 
@@ -220,7 +221,7 @@ class LoadClient:
 
     async def closed_loop(self, jobs, num_clients, retry_seconds=None):
         """Each client sends a job when its last one has ended, until `jobs` are used up. One that
-        is refused is sent again after `retry_seconds`, if they are given; each try has an answer."""
+        is refused is sent again after `retry_seconds`, if given; each try has its answer."""
         answers = []
 
         async def client():

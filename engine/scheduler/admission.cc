@@ -112,10 +112,8 @@ void Scheduler::AdmitForks(Sequence& leader, StepBuilder& step) {
     BeginRunning(fork);
     if (fork.request->sampling().needs_history()) step.AddHistory(fork, fork.num_known_tokens());
     step.AddFork(fork);
-    Flight flight = boarding_.back();
-    flight.sequence = &fork;
-    flight.num_rows = 1;
-    boarding_.push_back(flight);
+    // It computes nothing: all that it has is its leader's.
+    boarding_.push_back({&fork, fork.num_scheduled_tokens, 0, 1, true});
     fork.num_chosen_in_flight = fork.num_steps_in_flight = 1;
     running_.push_back(std::move(forks[num_admitted]));
   }
@@ -264,6 +262,7 @@ void Scheduler::AbortAll(const absl::Status& status, bool forget_in_flight) {
     in_flight_.clear();
     for (const auto& sequence : running_) sequence->num_steps_in_flight = 0;
     for (const auto& sequence : leaving_) sequence->num_steps_in_flight = 0;
+    some_ended_ = true;  // those leaving, if nobody runs
   }
   Sweep();
   waiting_.EraseIf([&](std::unique_ptr<Sequence>& sequence) {

@@ -260,7 +260,10 @@ void Scheduler::TakeChoices(Sequence& sequence, std::span<const SampledRow> rows
     stats_.prompt_tokens += sequence.num_prompt_tokens();
   }
   for (size_t i = 0; i < rows.size(); ++i) {
-    if (rows[i].token_id < 0) return EndUnchosen(sequence, rows[i]);
+    if (rows[i].token_id < 0) {
+      EndUnchosen(sequence, rows[i]);
+      break;
+    }
     AppendToken(sequence, rows[i]);
     if (sequence.ended || i == drafts.size() || rows[i].token_id != drafts[i]) break;
     ++sequence.num_computed_tokens;

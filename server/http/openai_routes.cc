@@ -80,11 +80,16 @@ class PromptBatch {
                              "most {} choices in all",
                              field, call.num_generated(), request.prompts.size(), kMaxChoices));
     }
+    std::vector<QueueSlot> slots;  // for all, before the first prompt costs anything
+    while (slots.size() < request.prompts.size()) {
+      ASSIGN_OR_RETURN(QueueSlot slot, service->Reserve(call));
+      slots.push_back(std::move(slot));
+    }
     const bool is_single = request.prompts.size() == 1;
     for (size_t i = 0; i < request.prompts.size(); ++i) {
       call.request_id = is_single ? id : fmt::format("{}-{}", id, i);
       call.prompt = std::move(request.prompts[i]);
-      ASSIGN_OR_RETURN(auto generation, service->Start(call, wake));
+      ASSIGN_OR_RETURN(auto generation, service->Start(std::move(slots[i]), call, wake));
       generations_.push_back(std::move(generation));
     }
     return absl::OkStatus();

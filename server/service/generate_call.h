@@ -13,8 +13,8 @@
 
 namespace shoal {
 
-/// What a front end makes of a client's request. It has checked types; GenerationService::Start()
-/// checks ranges. Sampling fields mean what SamplingParams says.
+/// What a front end makes of a client's request. It has checked types; GenerationService checks
+/// ranges. Sampling fields mean what SamplingParams says.
 struct GenerateCall {
   using Conversation = std::vector<ChatMessage>;
   using TokenIds = std::vector<int32_t>;

@@ -70,12 +70,21 @@ absl::StatusOr<std::vector<int32_t>> GenerationService::Encode(const GenerateCal
   return ids;
 }
 
-absl::StatusOr<std::unique_ptr<Generation>> GenerationService::Start(const GenerateCall& call,
-                                                                     std::function<void()> wake) {
+absl::StatusOr<QueueSlot> GenerationService::Reserve(const GenerateCall& call) {
   RETURN_IF_ERROR(CheckRanges(call));
   RETURN_IF_ERROR(CheckAllTokenIds(call));
-  // A full queue is to cost as little as it can, so the prompt comes after.
-  ASSIGN_OR_RETURN(QueueSlot slot, engine_->Reserve(call.num_generated()));
+  return engine_->Reserve(call.num_generated());
+}
+
+absl::StatusOr<std::unique_ptr<Generation>> GenerationService::Start(const GenerateCall& call,
+                                                                     std::function<void()> wake) {
+  ASSIGN_OR_RETURN(QueueSlot slot, Reserve(call));
+  return Start(std::move(slot), call, std::move(wake));
+}
+
+absl::StatusOr<std::unique_ptr<Generation>> GenerationService::Start(QueueSlot slot,
+                                                                     const GenerateCall& call,
+                                                                     std::function<void()> wake) {
   ASSIGN_OR_RETURN(const std::vector<int32_t> prompt,
                    Encode(call.prompt, /*add_special_tokens=*/true, call.add_generation_prompt));
   ASSIGN_OR_RETURN(SamplingParams sampling, Sampling(call, static_cast<int64_t>(prompt.size())));

@@ -54,10 +54,17 @@ class GenerationService {
                                               bool add_special_tokens,
                                               bool add_generation_prompt) const;
 
-  /// Takes places in the queue, renders, encodes, submits. `wake` is called from another thread
-  /// whenever Poll() may have news, and never once the Generation is destroyed; it must not destroy
-  /// it. INVALID_ARGUMENT names the field; RESOURCE_EXHAUSTED, UNAVAILABLE and DEADLINE_EXCEEDED as
-  /// Engine::Reserve and Engine::Submit.
+  /// Takes the places in the queue that `call` needs, whatever its prompt is. INVALID_ARGUMENT
+  /// names the field; RESOURCE_EXHAUSTED and UNAVAILABLE as Engine::Reserve.
+  absl::StatusOr<QueueSlot> Reserve(const GenerateCall& call);
+
+  /// Renders, encodes, submits. `slot` is from Reserve(), for a call with equal fields but for the
+  /// prompt. `wake` is called from another thread whenever Poll() may have news, and never once the
+  /// Generation is destroyed; it must not destroy it. INVALID_ARGUMENT names the field;
+  /// RESOURCE_EXHAUSTED, UNAVAILABLE and DEADLINE_EXCEEDED as Engine::Submit.
+  absl::StatusOr<std::unique_ptr<Generation>> Start(QueueSlot slot, const GenerateCall& call,
+                                                    std::function<void()> wake);
+  /// Reserve() and Start().
   absl::StatusOr<std::unique_ptr<Generation>> Start(const GenerateCall& call,
                                                     std::function<void()> wake);
 

@@ -12,6 +12,7 @@ Ends with 1 if a promise is broken that is not about time: a bound, a lost reque
 import argparse
 import asyncio
 import collections
+import contextlib
 import itertools
 import json
 import os
@@ -25,7 +26,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from load import LoadClient, broken_promises, decks, metric, recomputed_share  # noqa: E402
+from load import LoadClient, broken_promises, decks, recomputed_share  # noqa: E402
 from shoal_server import ShoalServer, run_shoal  # noqa: E402
 
 # Some milliseconds per token and core: a request takes long enough that the model is what it waits
@@ -36,8 +37,9 @@ BYTES_PER_TOKEN = 4 * 2 * 256 * 2  # layers, keys and values, width, bfloat16
 # (prompt, output) lengths in tokens: few long prompts, many short ones.
 CARDS = [(prompt, output) for prompt, count in ((16, 4), (64, 3), (256, 2), (768, 1))
          for output in (16, 48, 128) for _ in range(count)]
-# Outputs that end by themselves, mostly long before all that was asked for.
-KV_CARDS = [(prompt, most, 16) for prompt in (16, 64, 120) for most in (128, 256, 384)]
+# All ask for many tokens, most end long before, some do not: what they will need is not known.
+KV_CARDS = [(prompt, 384, stops) for prompt in (16, 64, 120) for stops in (16, 16, 16, 0)]
+KV_CLIENTS = 32
 
 RSS_SLACK = 0.02  # of growth between the second and the last quarter of the overload
 SPARKS = "▁▂▃▄▅▆▇█"
@@ -78,7 +80,7 @@ def jobs_for(jobs, seconds):
 
 
 def per_second(answers):
-    """How many ended per second from the first end to the last begin: while all clients were busy."""
+    """How many ended per second between the first end and the last begin: all clients were busy."""
     begin = min(answer.end for answer in answers)
     end = max(answer.sent for answer in answers)
     return sum(begin < answer.end <= end for answer in answers) / (end - begin)
@@ -89,8 +91,8 @@ def whole(answers):
 
 
 def service_seconds(answers, num_places):
-    """[(shape, queue wait, the rest of the latency)] of whole answers. The queue is first come first
-    served and each place is taken at once, so the request k begins when k - num_places have ended."""
+    """[(shape, queue wait, the rest of the latency)] of whole answers. The queue is first come,
+    first served, and a place is taken at once: request k begins when k - num_places have ended."""
     answers = sorted(whole(answers), key=lambda answer: answer.sent)
     ends = sorted(answer.end for answer in answers)
     result = []
@@ -173,8 +175,9 @@ def plot(samples):
 
 
 def print_spread(name, values, scale=1000, unit="ms"):
-    print(f"{name:<44}" + "".join(f"{key} {values[key] * scale:8.2f}   "
-                                  for key in ("p50", "p99", "mean")) + f"{unit} ({values['count']})")
+    columns = "".join(f"{key} {values[key] * scale:8.2f}  "
+                      for key in ("p50", "p99", "max", "mean"))
+    print(f"{name:<44} {columns}{unit} ({values['count']})")
 
 
 class OverloadBench:
@@ -273,77 +276,83 @@ class OverloadBench:
         print_spread("refusal, from connect to the last byte", figures["refusal"])
         print_spread("Retry-After", figures["retry_after_ms"], 0.001, "s")
         print_spread("queue wait", figures["queue_seconds"])
-        print(f"    as the engine has it: mean {figures['engine_mean_queue_seconds'] * 1000:.2f} ms")
+        print(f"    by the engine's clock: mean {figures['engine_mean_queue_seconds']:.3f} s")
         print("latency less queue wait, over the median for the same lengths")
         print_spread("    at capacity, over at capacity", figures["ratio_at_capacity"], 1, "x")
         print_spread("    overloaded, over at capacity (aim: 1.5)", figures["ratio_over_capacity"],
                      1, "x")
         print_spread("    overloaded, over alone", figures["ratio_over_alone"], 1, "x")
         for length, row in figures["by_prompt"].items():
-            print_spread(f"    prompts of {length:>3}: {row['refused']:5.1%} refused, over capacity",
+            print_spread(f"    prompts of {length:>3}, {row['refused']:.1%} of them refused",
                          row["ratio"], 1, "x")
         print(f"memory grew by {figures['rss_growth']:+.2%} from the second quarter to the last")
 
 
 async def run_kv(server, options):
-    """(figures, broken promises) of retrying clients and a KV cache of a few requests."""
-    client = LoadClient(server)
+    """(figures, broken promises) of a KV cache that is smaller than what its clients want."""
     jobs = itertools.islice(decks(KV_CARDS, random.Random(options.seed)), options.kv_jobs)
+    client = LoadClient(server)
     answers, samples = await client.watch(
-        client.closed_loop(jobs, num_clients=32, retry_seconds=0.05))
+        client.closed_loop(jobs, KV_CLIENTS, retry_seconds=0.05))
     broken = broken_promises(answers, samples, options.max_num_queued_requests,
                              options.max_num_queued_tokens)
-    share = recomputed_share(samples)
-    if len(whole(answers)) != options.kv_jobs:
-        broken.append(f"{len(whole(answers))} of {options.kv_jobs} requests finished")
-    if share >= 0.15:
-        broken.append(f"{share:.1%} of the work was done again, expected less than 15 %")
-    figures = {"finished": len(whole(answers)), "recomputed_share": share,
-               "preemptions": samples[-1]["vllm:num_preemptions_total"],
-               "most_running": max(each.num_running for each in samples),
-               "seconds": max(answer.end for answer in answers) - samples[0].when,
-               "mean_kv_usage": statistics.fmean(each["vllm:kv_cache_usage_perc"]
-                                                 for each in samples),
-               "generated_tokens": metric(samples[-1].text, "vllm:generation_tokens_total")}
-    return figures, broken
+    busy = samples[1:-1] or samples
+    return {"finished": len(whole(answers)), "recomputed_share": recomputed_share(samples),
+            "preemptions": samples[-1]["vllm:num_preemptions_total"],
+            "most_running": max(each.num_running for each in samples),
+            "seconds": max(answer.end for answer in answers) - samples[0].when,
+            "mean_kv_usage": statistics.fmean(each["vllm:kv_cache_usage_perc"] for each in busy),
+            }, broken
 
 
-def start(binary, model, options, *flags):
-    return ShoalServer(
-        binary, model, "--threads", options.threads, "--max-num-seqs", options.max_num_seqs,
+@contextlib.contextmanager
+def running(binary, model, options, flags):
+    server = ShoalServer(
+        binary, model, "--threads", options.threads,
         "--max-num-queued-requests", options.max_num_queued_requests,
         "--max-num-queued-tokens", options.max_num_queued_tokens, *flags, *options.flags.split())
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def kv_flags(num_requests, max_model_len):
+    """Of a KV cache that holds so many sequences of that length."""
+    return ("--max-model-len", max_model_len,
+            "--kv-cache-memory-bytes", num_requests * max_model_len * BYTES_PER_TOKEN)
 
 
 def run_overload_bench(binary, model, options):
-    max_model_len = 1024
-    memory = options.max_num_seqs * max_model_len * BYTES_PER_TOKEN
-    server = start(binary, model, options, "--max-model-len", max_model_len,
-                   "--kv-cache-memory-bytes", memory)
-    try:
+    flags = ("--max-num-seqs", options.max_num_seqs, *kv_flags(options.max_num_seqs, 1024))
+    with running(binary, model, options, flags) as server:
         bench = OverloadBench(server, options)
         asyncio.run(bench.run())
-    finally:
-        server.stop()
     return bench.figures, bench.broken
 
 
 def run_kv_bench(binary, model, options):
-    max_model_len = 512
+    """As it is and, to hold it against, admitting whatever fits for now."""
     all_figures, all_broken = {}, []
-    for num_requests in map(int, options.kv_requests.split(",")):
-        server = start(binary, model, options, "--max-model-len", max_model_len,
-                       "--kv-cache-memory-bytes", num_requests * max_model_len * BYTES_PER_TOKEN)
-        try:
+    for num_requests, as_it_is in itertools.product(map(int, options.kv_requests.split(",")),
+                                                    (True, False)):
+        flags = ("--max-num-seqs", KV_CLIENTS, *kv_flags(num_requests, 512))
+        name = f"KV cache for {num_requests}"
+        if not as_it_is:
+            name += ", no room kept"
+            flags += ("--schedule-conservativeness", 0)
+        with running(binary, model, options, flags) as server:
             figures, broken = asyncio.run(run_kv(server, options))
-        finally:
-            server.stop()
-        print(f"KV cache for {num_requests}: {figures['finished']} finished in "
-              f"{figures['seconds']:.1f} s, up to {figures['most_running']:.0f} ran, "
-              f"{figures['mean_kv_usage']:.0%} of it in use, {figures['preemptions']:.0f} "
-              f"preemptions, {figures['recomputed_share']:.1%} computed again (aim: < 15 %)")
-        all_figures[num_requests] = figures
-        all_broken += [f"KV cache for {num_requests}: {each}" for each in broken]
+        if figures["finished"] != options.kv_jobs:
+            broken.append(f"{figures['finished']} of {options.kv_jobs} requests finished")
+        if as_it_is and figures["recomputed_share"] >= 0.15:
+            broken.append("15 % of the work or more was done again")
+        print(f"{name}: {figures['finished']} finished in {figures['seconds']:.1f} s, up to "
+              f"{figures['most_running']:.0f} ran, {figures['mean_kv_usage']:.0%} of it in use, "
+              f"{figures['preemptions']:.0f} preemptions, {figures['recomputed_share']:.1%} "
+              "computed again" + (" (aim: < 15 %)" if as_it_is else ""))
+        all_figures[name] = figures
+        all_broken += [f"{name}: {each}" for each in broken]
     return all_figures, all_broken
 
 

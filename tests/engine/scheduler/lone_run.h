@@ -47,9 +47,8 @@ inline int32_t ChooseAlone(const Request& request, std::span<const int32_t> toke
   const SamplingRow row = {.presence_penalty = params.presence_penalty,
                            .num_prompt_tokens = static_cast<int32_t>(num_prompt_tokens),
                            .seed = params.seed};
-  return ContextModel::Choose(
-      ContextModel::RandomNumber(seen, row, tokens),
-      [&](int32_t id) { return MayFollow(params, generated, mask, id); });
+  return ContextModel::Choose(ContextModel::RandomNumber(seen, row, tokens),
+                              [&](int32_t id) { return MayFollow(params, generated, mask, id); });
 }
 
 inline LoneRun RunAlone(const ContextModel& model, const Request& request) {
