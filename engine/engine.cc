@@ -174,6 +174,11 @@ Engine::~Engine() {
 }
 
 absl::StatusOr<QueueSlot> Engine::Reserve(int num_requests) {
+  if (num_requests > config_.max_num_queued_requests) {
+    return absl::InvalidArgumentError(
+        fmt::format("{} choices can never wait together: max_num_queued_requests is {}",
+                    num_requests, config_.max_num_queued_requests));
+  }
   const std::lock_guard lock(mutex_);
   RETURN_IF_ERROR(refusal_);
   const int64_t num_queued = NumQueued();

@@ -93,8 +93,8 @@ class Engine {
   Engine& operator=(const Engine&) = delete;
 
   /// Takes places in the queue for the choices of one call, before its prompt is even tokenized.
-  /// RESOURCE_EXHAUSTED: the queue is full. UNAVAILABLE: draining, or the device failed. The engine
-  /// outlives the slot.
+  /// INVALID_ARGUMENT: the queue never holds so many. RESOURCE_EXHAUSTED: it is full. UNAVAILABLE:
+  /// draining, or the device failed. The engine outlives the slot.
   absl::StatusOr<QueueSlot> Reserve(int num_requests);
 
   /// Queues the choices of one call, as many as the slot is for: requests that differ in their

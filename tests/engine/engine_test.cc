@@ -266,6 +266,7 @@ TEST(Engine, ASlotIsAPlaceInTheQueueUntilItIsGivenBack) {
   }
   EXPECT_EQ(engine->Stats().num_reserved, 0);
   EXPECT_TRUE(engine->Reserve(4).ok());
+  EXPECT_EQ(engine->Reserve(5).status().code(), absl::StatusCode::kInvalidArgument);
 }
 
 TEST(Engine, RefusesPromptsBeyondTheTokensThatMayWait) {
