@@ -294,6 +294,12 @@ EngineStats Engine::Stats() const {
   return stats;
 }
 
+double Engine::SecondsToDrain() const {
+  const std::lock_guard lock(mutex_);
+  if (stats_.requests_per_second <= 0) return 0;
+  return static_cast<double>(NumQueued() + 1) / stats_.requests_per_second;
+}
+
 absl::Status Engine::health() const {
   const std::lock_guard lock(mutex_);
   return health_;
@@ -389,12 +395,15 @@ void Engine::Publish() {
   stats_.scheduler = scheduler_.stats();
   stats_.blocks.clear();
   for (const BlockPool& pool : block_pools_) stats_.blocks.push_back(pool.stats());
-  const Clock::time_point now = last_step_end_;
-  if (IsIdle()) all_done_.notify_all();
-  if (now < tenants_published_ + kTenantsInterval && !IsIdle()) return;
+  const Clock::time_point now = Clock::now();
+  if (was_idle_) drain_rate_.Resume(now);
+  was_idle_ = IsIdle();
+  if (was_idle_) all_done_.notify_all();
+  if (!was_idle_ && now < tenants_published_ + kTenantsInterval) return;
   tenants_published_ = now;
   stats_.tenants = scheduler_.Tenants();
-  stats_.requests_per_second = drain_rate_.Update(now, stats_.scheduler.num_ended);
+  const double rate = drain_rate_.Update(now, stats_.scheduler.num_ended);
+  stats_.requests_per_second = was_idle_ ? 0 : rate;
 }
 
 }  // namespace shoal

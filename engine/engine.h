@@ -114,6 +114,8 @@ class Engine {
   void Drain(Clock::time_point deadline);
 
   EngineStats Stats() const;
+  /// Seconds until all that waits now, and one more, have ended, at the rate of late; 0: not known.
+  double SecondsToDrain() const;
   /// OK while the engine works; else why it cannot any more. Thread: any.
   absl::Status health() const;
   const ModelConfig& model_config() const { return model_; }
@@ -160,6 +162,7 @@ class Engine {
   Clock::time_point last_step_end_;
   Clock::time_point tenants_published_;
   DrainRate drain_rate_;
+  bool was_idle_ = true;  // when the snapshot was last brought up to date
 
   mutable std::mutex mutex_;          // guards what follows; never held during a step
   std::condition_variable work_;      // for the engine thread, while it is idle

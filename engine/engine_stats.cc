@@ -31,18 +31,14 @@ BlockPoolStats EngineStats::AllBlocks() const {
   return all;
 }
 
-/// The old rate fades as time goes by, and the requests of that time take its place.
 double DrainRate::Update(Clock::time_point now, int64_t num_ended) {
-  const double seconds = std::chrono::duration<double>(now - begin_).count();
-  const int64_t count = num_ended - num_ended_;
-  if (count == 0 || seconds <= 0) return per_second_;
-  const bool is_first = num_ended_ == 0;
-  const double kept = is_first ? 0 : std::exp(-seconds / kSeconds);
-  if (!is_first)
-    per_second_ = kept * per_second_ + (1 - kept) * static_cast<double>(count) / seconds;
-  begin_ = now;
+  const double seconds = std::chrono::duration<double>(now - last_).count();
+  const double kept = std::exp(-seconds / kSeconds);
+  recent_ended_ = kept * recent_ended_ + static_cast<double>(num_ended - num_ended_);
+  recent_seconds_ = kept * recent_seconds_ + seconds;
+  last_ = now;
   num_ended_ = num_ended;
-  return per_second_;
+  return recent_seconds_ > 0 ? recent_ended_ / recent_seconds_ : 0;
 }
 
 }  // namespace shoal

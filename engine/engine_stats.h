@@ -33,24 +33,29 @@ struct EngineStats {
   // From the post of a step, or the end of the one before if that is later, to its end.
   Histogram step_seconds = Histogram::Exponential(1e-5, 2, 22);
   Histogram step_tokens = Histogram::Exponential(1, 2, 17);
-  double requests_per_second = 0;  // that ended, of late: how fast the queue drains
+  double requests_per_second = 0;  // that end, of late: how fast the queue drains; 0: idle, or not
+                                   // known yet
 
   /// Of all ranks together.
   BlockPoolStats AllBlocks() const;
 };
 
-/// How many requests end per second, over the last few seconds in which any ran.
+/// How many requests end per second while any run, mostly of the last few seconds.
 class DrainRate {
  public:
+  /// There is work again: the time until `now` was nobody's.
+  void Resume(Clock::time_point now) { last_ = now; }
+
   /// `num_ended`: requests that have ended by `now`, ever. Returns the rate; 0: not known yet.
   double Update(Clock::time_point now, int64_t num_ended);
 
  private:
-  static constexpr double kSeconds = 5;
+  static constexpr double kSeconds = 5;  // in which what was counts for less by a factor of e
 
-  Clock::time_point begin_ = {};
+  Clock::time_point last_ = {};
   int64_t num_ended_ = 0;
-  double per_second_ = 0;
+  double recent_ended_ = 0;
+  double recent_seconds_ = 0;
 };
 
 }  // namespace shoal

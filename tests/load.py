@@ -254,19 +254,22 @@ class LoadClient:
         assert not failure and text.startswith("HTTP/1.1 200"), failure or text[:200]
         return Sample(time.monotonic(), self._server.rss_bytes(), text)
 
+    async def quiet_sample(self):
+        """One of an idle server, or of what is not idle 20 seconds later. An answer may come a
+        moment before the metrics know of it."""
+        deadline = time.monotonic() + 20
+        while not (sample := await self.sample()).idle and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
+        return sample
+
     async def watch(self, load, interval=0.25):
-        """(result of `load`, samples): one before, some while it runs, one when all is quiet, or
-        nearly 20 seconds later."""
-        samples = [await self.sample()]
+        """(result of `load`, samples): one before, some while it runs, one when all is quiet."""
+        samples = [await self.quiet_sample()]
         task = asyncio.create_task(load)
         while not task.done():
             await asyncio.wait((task,), timeout=interval)
             samples.append(await self.sample())
-        for _ in range(80):
-            if samples[-1].idle:
-                break
-            await asyncio.sleep(interval)
-            samples.append(await self.sample())
+        samples.append(await self.quiet_sample())
         return await task, samples
 
 

@@ -31,7 +31,8 @@ enum class FinishReason : uint8_t {
   kStop,    // a stop token was generated; it is the last token
   kLength,  // max_tokens generated
   kCancel,  // cancelled by the client's side
-  kError,   // see FinishInfo::status; DEADLINE_EXCEEDED: no time was left
+  kError,  // see FinishInfo::status; DEADLINE_EXCEEDED: no time was left; FAILED_PRECONDITION: mask
+           // and biases left no token
 };
 
 /// How a request ended and what it used.

@@ -51,8 +51,8 @@ std::vector<int32_t> Scheduler::RanksByRoom(const Sequence& sequence) const {
     ranks.emplace_back(num_used * pool.block_size() - found, rank);
   }
   std::ranges::sort(ranks);
-  std::vector<int32_t> order;
-  for (const auto& [num_tokens, rank] : ranks) order.push_back(rank);
+  std::vector<int32_t> order(ranks.size());
+  std::ranges::transform(ranks, order.begin(), &std::pair<int64_t, int32_t>::second);
   return order;
 }
 
@@ -214,11 +214,15 @@ bool Scheduler::EndIfDue(Sequence& sequence) {
 
 /// The row's token could not be chosen.
 void Scheduler::EndUnchosen(Sequence& sequence, const SampledRow& row) {
-  const char* why = row.token_id == SampledRow::kNoneAllowed ? "no token may follow"
-                                                             : "the model gave non-finite logits";
-  End(sequence, FinishReason::kError,
-      absl::InternalError(fmt::format("request {}: {} after token {}", sequence.request->id(), why,
-                                      sequence.num_known_tokens())));
+  const std::string& id = sequence.request->id();
+  const int64_t num_tokens = sequence.num_known_tokens();
+  const absl::Status status =
+      row.token_id == SampledRow::kNoneAllowed
+          ? absl::FailedPreconditionError(
+                fmt::format("request {}: no token may follow token {}", id, num_tokens))
+          : absl::InternalError(fmt::format(
+                "request {}: the model gave non-finite logits after token {}", id, num_tokens));
+  End(sequence, FinishReason::kError, status);
 }
 
 /// The stream ends now; blocks and slot go with the next Sweep(), or the last step in flight.

@@ -92,7 +92,8 @@ class Scheduler {
   int num_steps_in_flight() const { return static_cast<int>(in_flight_.size()); }
   SchedulerStats stats() const;
   std::vector<Tenant> Tenants() const { return waiting_.Tenants(); }
-  /// Those of num_running: who runs, in the order of admission, then who ended. Until the next call.
+  /// A view of all that num_running counts, valid until the next call: who runs, in the order of
+  /// admission, then who has ended but is in flight.
   std::vector<const Sequence*> Running() const;
 
  private:

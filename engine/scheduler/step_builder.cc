@@ -135,8 +135,8 @@ void StepBuilder::AddMask(const Sequence& sequence, SamplingRow& row) {
 }
 
 ScheduledStep StepBuilder::Finish(std::vector<std::vector<BlockCopy>> copies) {
-  std::vector<int64_t> rank_tokens;
-  for (const ScheduledBatch& batch : step_.ranks) rank_tokens.push_back(batch.num_tokens());
+  std::vector<int64_t> rank_tokens(step_.ranks.size());
+  std::ranges::transform(step_.ranks, rank_tokens.begin(), &ScheduledBatch::num_tokens);
   for (size_t rank = 0; rank < step_.ranks.size(); ++rank) {
     step_.ranks[rank].rank_tokens = rank_tokens;
     step_.ranks[rank].block_copies = std::move(copies[rank]);

@@ -186,6 +186,7 @@ std::vector<GenerationDelta> Generation::TakeBest(std::vector<GenerationDelta> d
   }
   if (!done()) return {};
   std::vector<std::pair<double, size_t>> ranking;  // the lowest is the best
+  ranking.reserve(choices_.size());
   for (size_t i = 0; i < choices_.size(); ++i) ranking.emplace_back(-MeanLogprob(*choices_[i]), i);
   std::sort(ranking.begin(), ranking.end());
   std::vector<GenerationDelta> best;

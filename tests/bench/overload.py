@@ -29,8 +29,8 @@ sys.path.insert(0, str(ROOT / "tests"))
 from load import LoadClient, broken_promises, decks, recomputed_share  # noqa: E402
 from shoal_server import ShoalServer, run_shoal  # noqa: E402
 
-# Some milliseconds per token and core: a request takes long enough that the model is what it waits
-# for, and short enough that thousands end in two minutes.
+# `tiny`, wider: a token takes long enough that it is the model that requests wait for, and is short
+# enough that thousands of requests end in two minutes.
 SHAPE = {"hidden_size": 256, "moe_intermediate_size": 176, "n_routed_experts": 32}
 BYTES_PER_TOKEN = 4 * 2 * 256 * 2  # layers, keys and values, width, bfloat16
 

@@ -47,6 +47,29 @@ class BlockOracle {
     EXPECT_LE(step.num_tokens(), options_.max_num_batched_tokens);
   }
 
+  /// For a sequence that has just got a token, if the prefix cache was never reset: every full
+  /// block that this token saw can be found.
+  void CheckPublished(const Sequence& sequence) const {
+    if (!options_.enable_prefix_caching) return;
+    const BlockPool& pool = pools_[static_cast<size_t>(sequence.rank)];
+    const int64_t num_seen = sequence.num_known_tokens() - 1;
+    EXPECT_EQ(
+        pool.FindPrefix(sequence.request->scheduling().cache_domain, sequence.token_ids, num_seen),
+        num_seen / options_.block_size * options_.block_size);
+  }
+
+  /// Nothing is found that was computed from non-finite logits.
+  void CheckNotPublished(const Watched& watched, int32_t poison) const {
+    Tokens tokens = watched.request->prompt_token_ids();
+    for (const TokenOutput& output : watched.stream().tokens()) tokens.push_back(output.token_id);
+    const int64_t num_good = std::ranges::find(tokens, poison) - tokens.begin();
+    for (const BlockPool& pool : pools_) {
+      EXPECT_LE(
+          pool.FindPrefix(watched.request->scheduling().cache_domain, tokens, std::ssize(tokens)),
+          num_good);
+    }
+  }
+
   bool IsInStep(const Sequence& sequence) const {
     return is_in_step_[static_cast<size_t>(sequence.slot)];
   }
@@ -68,6 +91,9 @@ class BlockOracle {
     const Sequence*& in_slot = by_slot_[static_cast<size_t>(sequence.slot)];
     EXPECT_EQ(in_slot, nullptr) << "two sequences in slot " << sequence.slot;
     in_slot = &sequence;
+    // What is in flight keeps its blocks, even if it has ended.
+    EXPECT_GE(std::ssize(sequence.block_table) * options_.block_size,
+              sequence.num_scheduled_tokens);
     for (const int32_t number : sequence.block_table) {
       Block& block = BlockOf(sequence.rank, number);
       EXPECT_FALSE(block.num_owners > 0 && block.last_owner == &sequence) << "twice in one table";

@@ -76,6 +76,20 @@ TEST(Scheduler, AnotherChoiceLeadsWhenTheFirstIsCancelled) {
   }
 }
 
+TEST(Scheduler, APromptThatWasComputedOnceIsDiscardedOnce) {
+  Fixture fixture({});
+  std::vector<std::shared_ptr<Request>> choices;
+  for (uint64_t seed = 0; seed < 3; ++seed) {
+    choices.push_back(Fixture::MakeRequest(Prompt(10), {.seed = seed, .max_tokens = 5}));
+  }
+  fixture.scheduler.Add(choices);
+  const ScheduledStep step = fixture.scheduler.Schedule();
+  for (const auto& choice : choices) choice->Cancel();
+  fixture.scheduler.Schedule();
+  fixture.scheduler.Update(fixture.model.Run(step));
+  EXPECT_EQ(fixture.scheduler.stats().discarded_tokens, 10);
+}
+
 TEST(Scheduler, DraftsThatAreRightSaveSteps) {
   std::vector<int64_t> num_steps;
   std::vector<Tokens> tokens;

@@ -196,7 +196,7 @@ class FairnessOracle {
   const size_t num_tenants_;
   const int64_t max_length_;
   const int64_t max_begun_;
-  std::vector<bool> has_begun_;   // by call
+  std::vector<bool> has_begun_;  // by call
   // Before the last Schedule().
   std::vector<int64_t> service_;  // by tenant
   int64_t work_ = 0;

@@ -332,5 +332,18 @@ TEST(Scheduler, AbortEndsEveryRequestEvenInFlight) {
   EXPECT_TRUE(fixture.scheduler.Schedule().empty());
 }
 
+TEST(Scheduler, AFailedDeviceFreesWhatHadEndedInFlight) {
+  Fixture fixture({});
+  const auto request = fixture.Add(Prompt(5), {.max_tokens = 3});
+  fixture.scheduler.Schedule();
+  request->Cancel();
+  fixture.scheduler.Schedule();
+  ASSERT_NE(request->stream().finish(), nullptr);
+  EXPECT_FALSE(fixture.scheduler.idle());
+  fixture.scheduler.AbortAll(absl::UnavailableError("gone"), /*forget_in_flight=*/true);
+  EXPECT_TRUE(fixture.scheduler.idle());
+  EXPECT_EQ(fixture.num_free(), 64);
+}
+
 }  // namespace
 }  // namespace shoal
