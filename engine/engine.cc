@@ -1,6 +1,7 @@
 #include "engine/engine.h"
 
 #include <algorithm>
+#include <iterator>
 #include <limits>
 #include <ranges>
 #include <span>
@@ -19,6 +20,11 @@ int64_t LongestContext(const ModelConfig& model) {
 
 /// The config against the model it is for.
 absl::Status CheckAgainstModel(const EngineConfig& config, const ModelConfig& model) {
+  if (model.n_routed_experts > 0 && config.expert_parallel > model.n_routed_experts) {
+    return absl::InvalidArgumentError(
+        fmt::format("expert_parallel is {}, expected 1 to {}, the model's n_routed_experts",
+                    config.expert_parallel, model.n_routed_experts));
+  }
   if (config.max_model_len > LongestContext(model)) {
     return absl::InvalidArgumentError(
         fmt::format("max_model_len is {}, the model's context has {} tokens", config.max_model_len,
@@ -75,6 +81,11 @@ absl::Status CheckSampling(const SamplingParams& sampling, int64_t vocab_size) {
                              SamplingParams::kMaxLogitBiases));
   RETURN_IF_ERROR(CheckTokenIds("logit_bias", vocab_size,
                                 sampling.logit_bias | std::views::transform(&LogitBias::token_id)));
+  for (const LogitBias& bias : sampling.logit_bias) {
+    if (bias.bias < std::numeric_limits<float>::infinity()) continue;  // NaN is not, either
+    return absl::InvalidArgumentError(fmt::format(
+        "logit_bias of token {} is {}, expected a number or -inf", bias.token_id, bias.bias));
+  }
   RETURN_IF_ERROR(CheckRange("logprobs", sampling.logprobs, -1, kMaxTopLogprobs));
   return CheckRange("prompt_logprobs", sampling.prompt_logprobs, -1, kMaxTopLogprobs);
 }
@@ -206,30 +217,34 @@ QueueSlot::~QueueSlot() {
   if (engine_ != nullptr) engine_->GiveBack(num_requests_);
 }
 
-absl::Status Engine::Submit(QueueSlot slot, std::vector<std::shared_ptr<Request>> choices) {
-  SHOAL_CHECK(slot.engine_ == this && slot.num_requests_ == std::ssize(choices),
-              "a slot for {} requests is used for {}", slot.num_requests_, choices.size());
-  for (const auto& request : choices) {
-    SHOAL_CHECK(request->prompt_token_ids() == choices[0]->prompt_token_ids(),
-                "choices of one call have one prompt");
-    RETURN_IF_ERROR(CheckRequest(*request));
-    request->ReserveStream();
+absl::Status Engine::Submit(QueueSlot slot,
+                            std::vector<std::vector<std::shared_ptr<Request>>> calls) {
+  int64_t num_requests = 0, num_tokens = 0;
+  for (const auto& choices : calls) {
+    for (const auto& request : choices) {
+      SHOAL_CHECK(request->prompt_token_ids() == choices[0]->prompt_token_ids(),
+                  "choices of one call have one prompt");
+      RETURN_IF_ERROR(CheckRequest(*request));
+      request->ReserveStream();
+      num_tokens += std::ssize(request->prompt_token_ids());
+    }
+    num_requests += std::ssize(choices);
   }
+  SHOAL_CHECK(slot.engine_ == this && slot.num_requests_ == num_requests,
+              "a slot for {} requests is used for {}", slot.num_requests_, num_requests);
   {
     const std::lock_guard lock(mutex_);
     RETURN_IF_ERROR(refusal_);
-    const auto num_tokens =
-        static_cast<int64_t>(choices.size() * choices[0]->prompt_token_ids().size());
     const int64_t num_waiting = stats_.scheduler.num_waiting_tokens + num_inbox_tokens_;
-    // A long prompt has its turn, too, if only it waits.
+    // What is long has its turn, too, if only it waits.
     if (num_waiting > 0 && num_waiting + num_tokens > config_.max_num_queued_tokens) {
       return absl::ResourceExhaustedError(
           fmt::format("{} tokens wait already, {} more would come, and max_num_queued_tokens is {}",
                       num_waiting, num_tokens, config_.max_num_queued_tokens));
     }
-    num_inbox_requests_ += std::ssize(choices);
+    num_inbox_requests_ += num_requests;
     num_inbox_tokens_ += num_tokens;
-    inbox_.push_back(std::move(choices));
+    std::ranges::move(calls, std::back_inserter(inbox_));
     num_reserved_ -= slot.num_requests_;
     slot.engine_ = nullptr;
   }
@@ -239,7 +254,7 @@ absl::Status Engine::Submit(QueueSlot slot, std::vector<std::shared_ptr<Request>
 
 absl::Status Engine::Submit(std::shared_ptr<Request> request) {
   ASSIGN_OR_RETURN(QueueSlot slot, Reserve(1));
-  return Submit(std::move(slot), {std::move(request)});
+  return Submit(std::move(slot), {{std::move(request)}});
 }
 
 void Engine::ResetPrefixCache() {

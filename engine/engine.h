@@ -40,11 +40,12 @@ struct EngineConfig {
   int32_t priority_step_seconds = 10;        // of waiting that a step of priority is worth
   double schedule_conservativeness = 1;  // of the room that is kept for running sequences to grow:
                                          // below 1 more run at once, but may be preempted; 0 to 10
-  bool async_scheduling = true;          // schedule a step while the one before it runs
-  int32_t num_speculative_tokens = 0;    // drafts per step, found by prompt lookup; 0: off
-  int32_t prompt_lookup_min = 2;         // tokens that must recur
-  int32_t prompt_lookup_max = 4;         // tokens that are looked for first
-  int32_t block_size = 16;               // tokens per KV block
+  bool async_scheduling = false;  // schedule a step while the one before it runs: for devices whose
+                                  // steps are short; who comes in between waits a step longer
+  int32_t num_speculative_tokens = 0;  // drafts per step, found by prompt lookup; 0: off
+  int32_t prompt_lookup_min = 2;       // tokens that must recur
+  int32_t prompt_lookup_max = 4;       // tokens that are looked for first
+  int32_t block_size = 16;             // tokens per KV block
   bool enable_prefix_caching = true;
   int64_t kv_cache_memory_bytes = 0;  // of all ranks together; 0: automatic
   int64_t vocab_limit = 0;            // the tokenizer's size; 0: vocab_size
@@ -97,12 +98,12 @@ class Engine {
   /// draining, or the device failed. The engine outlives the slot.
   absl::StatusOr<QueueSlot> Reserve(int num_requests);
 
-  /// Queues the choices of one call, as many as the slot is for: requests that differ in their
-  /// sampling alone. Their prompt is computed once. All or none; each stream then gets tokens and
-  /// an end. INVALID_ARGUMENT: one can never fit, or a token id or a sampling parameter is out of
+  /// Queues calls: of each its choices, requests that differ in their sampling alone, whose prompt
+  /// is computed once. In all as many requests as the slot is for. All or none; each stream then
+  /// gets tokens and an end. INVALID_ARGUMENT: one can never fit, or a token id or a sampling parameter is out of
   /// range. RESOURCE_EXHAUSTED: too many prompt tokens wait. UNAVAILABLE: draining, or the device
   /// failed. DEADLINE_EXCEEDED: it is over already.
-  absl::Status Submit(QueueSlot slot, std::vector<std::shared_ptr<Request>> choices);
+  absl::Status Submit(QueueSlot slot, std::vector<std::vector<std::shared_ptr<Request>>> calls);
   /// Reserve() and Submit() of one.
   absl::Status Submit(std::shared_ptr<Request> request);
 

@@ -25,11 +25,12 @@ absl::StatusOr<int32_t> ChooseNumBlocks(const KvCacheConfig& config, int num_ran
     num_blocks = std::min(num_blocks, num_sequences * blocks_per_sequence);
   }
   if (num_blocks < blocks_per_sequence) {
+    const char* given = num_ranks > 1 ? "are a rank's share of kv_cache_memory_bytes" : "are given";
     return absl::ResourceExhaustedError(fmt::format(
         "the KV cache of one sequence of max_model_len {} tokens needs {} bytes and {} bytes {}: "
         "lower max_model_len or {}",
         config.max_model_len, blocks_per_sequence * block_bytes, memory_bytes,
-        automatic ? "(half of what the device has free) may be used" : "are given",
+        automatic ? "(half of what the device has free) may be used" : given,
         automatic ? "set kv_cache_memory_bytes" : "raise kv_cache_memory_bytes"));
   }
   return static_cast<int32_t>(num_blocks);

@@ -32,7 +32,7 @@ struct SamplingParams {
   int32_t min_tokens = 0;        // before so many, no stop token is chosen; [0, max_tokens]
   std::vector<int32_t> stop_token_ids = {};  // the token is part of the output and ends it; at
                                              // most kMaxStopTokenIds
-  std::vector<LogitBias> logit_bias = {};    // at most kMaxLogitBiases, of different tokens
+  std::vector<LogitBias> logit_bias = {};    // at most kMaxLogitBiases; those of one token add up
   std::shared_ptr<TokenMask> mask = {};      // null: every token is allowed
   int32_t logprobs = -1;         // alternatives per generated token, <= 20; -1: no logprobs
   int32_t prompt_logprobs = -1;  // alternatives per prompt token, <= 20; -1: no logprobs
@@ -84,6 +84,12 @@ class Request {
   /// Asks the engine to stop; its blocks are free by the end of the next step. Idempotent.
   void Cancel() { cancelled_.store(true, std::memory_order_release); }
   bool cancelled() const { return cancelled_.load(std::memory_order_acquire); }
+  /// Cancel(), because the client's side has all that it wants: the request has come to its end.
+  void Complete() {
+    completed_.store(true, std::memory_order_relaxed);
+    Cancel();
+  }
+  bool completed() const { return completed_.load(std::memory_order_relaxed); }
 
  private:
   const std::string id_;
@@ -93,6 +99,7 @@ class Request {
   const Clock::time_point arrival_;
   TokenStream stream_;
   std::atomic<bool> cancelled_{false};
+  std::atomic<bool> completed_{false};
 };
 
 }  // namespace shoal

@@ -30,6 +30,7 @@ Sequence* Scheduler::Admit(StepBuilder& step) {
     if (!TakeBlocks(*next, rank)) continue;
     running_.push_back(waiting_.PopFront());
     BeginRunning(*next);
+    CountFollowers(*next, 1);
     if (next->request->sampling().needs_history() && next->num_computed_tokens > 0) {
       step.AddHistory(*next, next->num_computed_tokens);
     }
@@ -66,7 +67,8 @@ bool Scheduler::TakeBlocks(Sequence& sequence, int32_t rank) {
   const int64_t found = blocks.MatchPrefix(sequence.request->scheduling().cache_domain,
                                            sequence.token_ids, max_found, sequence.block_table);
   sequence.tenant->num_blocks += std::ssize(sequence.block_table);
-  if (!Grow(sequence, sequence.num_known_tokens()) || !LeavesRoom(sequence)) {
+  // In this order: to grow takes cached prefixes, which must not be lost for nothing.
+  if (!LeavesRoom(sequence, 0) || !Grow(sequence, sequence.num_known_tokens())) {
     ReleaseBlocks(sequence);
     return false;
   }
@@ -79,10 +81,10 @@ bool Scheduler::TakeBlocks(Sequence& sequence, int32_t rank) {
   return true;
 }
 
-/// Whether, beside what the sequence has now, there is room on its rank for what it and all others
+/// Whether there is room on the sequence's rank for so many blocks, and for what it and all others
 /// there are expected to need: to begin and be preempted is work thrown away.
-bool Scheduler::LeavesRoom(const Sequence& sequence) const {
-  int64_t expected = NumExpectedBlocks(sequence);
+bool Scheduler::LeavesRoom(const Sequence& sequence, int64_t num_extra_blocks) const {
+  int64_t expected = num_extra_blocks + NumExpectedBlocks(sequence);
   bool is_alone = true;
   for (const auto& other : running_) {
     if (other->rank != sequence.rank) continue;
@@ -103,6 +105,7 @@ int64_t Scheduler::NumExpectedBlocks(const Sequence& sequence) const {
 
 /// The step just made computes the last of the leader's prompt: its forks begin to run there.
 void Scheduler::AdmitForks(Sequence& leader, StepBuilder& step) {
+  CountFollowers(leader, -1);
   Sequences forks = std::exchange(leader.forks, {});
   size_t num_admitted = 0;
   for (; num_admitted < forks.size() && !free_slots_.empty(); ++num_admitted) {
@@ -113,12 +116,18 @@ void Scheduler::AdmitForks(Sequence& leader, StepBuilder& step) {
     if (fork.request->sampling().needs_history()) step.AddHistory(fork, fork.num_known_tokens());
     step.AddFork(fork);
     // It computes nothing: all that it has is its leader's.
-    boarding_.push_back({&fork, fork.num_scheduled_tokens, 0, 1, true});
+    boarding_.push_back({.sequence = &fork,
+                         .first_position = fork.num_scheduled_tokens,
+                         .num_tokens = 0,
+                         .num_drafts = 0,
+                         .num_rows = 1,
+                         .chooses = true});
     fork.num_chosen_in_flight = fork.num_steps_in_flight = 1;
     running_.push_back(std::move(forks[num_admitted]));
   }
   leader.forks.assign(std::move_iterator(forks.begin() + num_admitted),
                       std::move_iterator(forks.end()));
+  CountFollowers(leader, 1);
   Requeue(leader);
 }
 
@@ -134,7 +143,8 @@ bool Scheduler::Fork(const Sequence& leader, Sequence& fork) {
   const int64_t next = fork.num_scheduled_tokens;
   const bool shares_last = blocks.NeedsCopy(fork.block_table, next);
   BlockCopy copy;
-  if (!LeavesRoom(fork) || (shares_last && !blocks.Replace(fork.block_table, next, &copy))) {
+  if (!LeavesRoom(fork, shares_last ? 1 : 0) ||
+      (shares_last && !blocks.Replace(fork.block_table, next, &copy))) {
     ReleaseBlocks(fork);
     fork.num_computed_tokens = fork.num_scheduled_tokens = 0;
     return false;
@@ -146,10 +156,20 @@ bool Scheduler::Fork(const Sequence& leader, Sequence& fork) {
   return true;
 }
 
-/// The leader's forks wait for a turn of their own.
+/// The leader's forks wait for a turn of their own: they have not run.
 void Scheduler::Requeue(Sequence& leader) {
   if (leader.forks.empty()) return;
-  waiting_.PushPreempted(Lead(std::exchange(leader.forks, {}), leader.tenant));
+  CountFollowers(leader, -1);
+  waiting_.Push(Lead(std::exchange(leader.forks, {}), leader.tenant));
+}
+
+/// The forks of one who runs wait, too; their number is about to change, or has changed.
+void Scheduler::CountFollowers(const Sequence& leader, int sign) {
+  if (leader.forks.empty()) return;
+  const auto count = static_cast<int32_t>(leader.forks.size());
+  leader.tenant->num_waiting += sign * count;
+  num_followers_ += sign * count;
+  for (const auto& fork : leader.forks) num_follower_tokens_ += sign * fork->num_known_tokens();
 }
 
 void Scheduler::BeginRunning(Sequence& sequence) {
@@ -185,7 +205,11 @@ void Scheduler::EndDue() {
     return EndIfDue(*sequence);
   };
   for (const auto& sequence : running_) {
-    if (!sequence->forks.empty()) std::erase_if(sequence->forks, is_due);
+    if (!sequence->forks.empty()) {
+      CountFollowers(*sequence, -1);
+      std::erase_if(sequence->forks, is_due);
+      CountFollowers(*sequence, 1);
+    }
     EndIfDue(*sequence);
   }
   Sweep();
@@ -230,7 +254,8 @@ void Scheduler::End(Sequence& sequence, FinishReason reason, const absl::Status&
   sequence.ended = true;
   some_ended_ = true;
   ++stats_.num_ended;
-  const bool is_whole = reason == FinishReason::kStop || reason == FinishReason::kLength;
+  const bool is_whole = reason == FinishReason::kStop || reason == FinishReason::kLength ||
+                        (reason == FinishReason::kCancel && sequence.request->completed());
   if (is_whole) forecast_.Observe(sequence);
   TokenStream& stream = sequence.request->stream();
   stream.Finish({reason, status, sequence.num_cached_tokens, sequence.first_scheduled});
@@ -261,7 +286,10 @@ void Scheduler::AbortAll(const absl::Status& status, bool forget_in_flight) {
     sequence->forks.clear();
     End(*sequence, FinishReason::kError, status);
   };
-  std::ranges::for_each(running_, end);
+  for (const auto& sequence : running_) {
+    CountFollowers(*sequence, -1);
+    end(sequence);
+  }
   if (forget_in_flight) {
     in_flight_.clear();
     for (const auto& sequence : running_) sequence->num_steps_in_flight = 0;
@@ -281,8 +309,8 @@ bool Scheduler::idle() const {
 
 SchedulerStats Scheduler::stats() const {
   SchedulerStats stats = stats_;
-  stats.num_waiting = waiting_.num_sequences();
-  stats.num_waiting_tokens = waiting_.num_tokens();
+  stats.num_waiting = waiting_.num_sequences() + num_followers_;
+  stats.num_waiting_tokens = waiting_.num_tokens() + num_follower_tokens_;
   stats.num_running = static_cast<int32_t>(running_.size() + leaving_.size());
   return stats;
 }

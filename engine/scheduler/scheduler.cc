@@ -55,18 +55,15 @@ void Scheduler::Add(std::vector<std::shared_ptr<Request>> choices) {
 ScheduledStep Scheduler::Schedule() {
   now_ = Clock::now();
   EndDue();
-  if (!MakeRoom()) return {};
+  if (MustWaitForTokens() || !MakeRoom()) return {};
   StepBuilder step(block_pools_.size(), config_.vocab_size, running_.size() + 1);
   // Not those of forks made now: what they copy is yet to be written.
   BlockCopies copies = std::exchange(block_copies_, BlockCopies(block_pools_.size()));
-  int64_t budget = config_.max_num_batched_tokens;
   // Tokens that flow go first; a prompt that is being read never holds them up.
-  for (const bool flows : {true, false}) {
-    for (size_t i = 0, count = running_.size(); i < count && budget > 0; ++i) {
-      Sequence& sequence = *running_[i];
-      if (!CanRun(sequence) || (sequence.num_tokens_to_schedule() == 1) != flows) continue;
-      budget -= Include(sequence, budget, step);
-    }
+  int64_t budget = RunFlows(step);
+  for (size_t i = 0, count = running_.size(); i < count && budget > 0; ++i) {
+    Sequence& sequence = *running_[i];
+    if (sequence.num_tokens_to_schedule() > 1) budget -= Include(sequence, budget, step);
   }
   while (budget > 0) {
     Sequence* const admitted = Admit(step);
@@ -82,6 +79,40 @@ ScheduledStep Scheduler::Schedule() {
   }
   in_flight_.push_back(std::exchange(boarding_, {}));
   return step.Finish(std::move(copies));
+}
+
+/// Drafts and masks build on tokens that are known.
+bool Scheduler::NeedsKnownTokens(const Sequence& sequence) const {
+  return sequence.lookup != nullptr || sequence.request->sampling().mask != nullptr;
+}
+
+/// Somebody who runs could not be in the next step, for want of tokens in flight. To go ahead
+/// without them would split those who run into two halves for good.
+bool Scheduler::MustWaitForTokens() const {
+  if (in_flight_.empty()) return false;
+  return std::ranges::any_of(running_, [this](const auto& sequence) {
+    return sequence->num_chosen_in_flight > 0 && NeedsKnownTokens(*sequence);
+  });
+}
+
+/// One token of each sequence that generates, in turns if that is more than a step takes. Drafts
+/// share half of what is left then; the other half is for prompts. Returns what is left.
+int64_t Scheduler::RunFlows(StepBuilder& step) {
+  int64_t budget = config_.max_num_batched_tokens;
+  const size_t count = running_.size();
+  const auto flows = [](const auto& sequence) { return sequence->num_tokens_to_schedule() == 1; };
+  const int64_t num_flows = std::ranges::count_if(running_, flows);
+  if (num_flows <= budget) first_flow_ = 0;
+  const int64_t max_drafts = num_flows == 0 ? 0 : (budget - num_flows) / 2 / num_flows;
+  size_t i = count == 0 ? 0 : first_flow_ % count;
+  for (size_t visited = 0; visited < count && budget > 0; ++visited, i = (i + 1) % count) {
+    Sequence& sequence = *running_[i];
+    if (!flows(running_[i])) continue;
+    if (sequence.lookup != nullptr) Draft(sequence, max_drafts);
+    budget -= Include(sequence, budget, step);
+  }
+  first_flow_ = i;
+  return budget;
 }
 
 /// Blocks for the next tokens of all that run, at the cost of those that are the cheapest to
@@ -122,6 +153,7 @@ void Scheduler::Preempt(size_t index) {
   std::unique_ptr<Sequence> sequence = std::move(running_[index]);
   running_.erase(running_.begin() + static_cast<std::ptrdiff_t>(index));
   SHOAL_CHECK(sequence->num_steps_in_flight == 0, "sequence {} is in flight", sequence->id);
+  CountFollowers(*sequence, -1);
   sequence->max_computed_tokens =
       std::max(sequence->max_computed_tokens, sequence->num_computed_tokens);
   StopRunning(*sequence);
@@ -130,13 +162,6 @@ void Scheduler::Preempt(size_t index) {
   ++sequence->num_preemptions;
   ++stats_.num_preemptions;
   waiting_.PushPreempted(std::move(sequence));
-}
-
-bool Scheduler::CanRun(const Sequence& sequence) const {
-  if (sequence.num_tokens_to_schedule() <= 0) return false;
-  // Drafts and masks build on tokens that are known.
-  const bool needs_known = sequence.lookup != nullptr || sequence.request->sampling().mask;
-  return sequence.num_chosen_in_flight == 0 || !needs_known;
 }
 
 /// Tokens of the sequence that this step computes.
@@ -169,12 +194,13 @@ void Scheduler::Draft(Sequence& sequence, int64_t max_drafts) {
 int64_t Scheduler::Include(Sequence& sequence, int64_t budget, StepBuilder& step) {
   int64_t num_tokens = Chunk(sequence, budget);
   const bool completes = sequence.num_scheduled_tokens + num_tokens == sequence.num_tokens();
-  if (completes && sequence.lookup != nullptr) Draft(sequence, budget - num_tokens);
   const int64_t num_rows = step.Add(sequence, num_tokens, sequence.drafts);
   const bool chooses = completes && sequence.request->sampling().max_tokens > 0;
   CountTokens(sequence, num_tokens);
-  num_tokens += std::ssize(sequence.drafts);
-  boarding_.push_back({&sequence, sequence.num_scheduled_tokens, num_tokens, num_rows, chooses});
+  const int64_t num_drafts = std::ssize(sequence.drafts);
+  num_tokens += num_drafts;
+  boarding_.push_back(
+      {&sequence, sequence.num_scheduled_tokens, num_tokens, num_drafts, num_rows, chooses});
   sequence.num_scheduled_tokens += num_tokens;
   sequence.num_chosen_in_flight += chooses ? 1 : 0;
   ++sequence.num_steps_in_flight;
@@ -235,10 +261,9 @@ void Scheduler::Update(const StepResult& result) {
 /// The tokens of the flight are computed and gave `rows`.
 void Scheduler::Advance(Sequence& sequence, const Flight& flight,
                         std::span<const SampledRow> rows) {
-  const size_t num_choices = flight.chooses ? 1 + sequence.drafts.size() : 0;
+  const auto num_choices = static_cast<size_t>(flight.chooses ? 1 + flight.num_drafts : 0);
   const std::span<const SampledRow> prompt_rows = rows.first(rows.size() - num_choices);
-  const int64_t num_drafts = std::ssize(sequence.drafts);
-  sequence.num_computed_tokens = flight.first_position + flight.num_tokens - num_drafts;
+  sequence.num_computed_tokens = flight.first_position + flight.num_tokens - flight.num_drafts;
   for (const SampledRow& row : prompt_rows) {
     if (row.token_id >= 0) continue;
     return EndUnchosen(sequence, row);

@@ -38,7 +38,8 @@ struct SchedulerStats {
   int64_t num_ended = 0;           // requests
   int64_t num_preemptions = 0;
 
-  // Tokens that steps computed, by what they were to their sequence.
+  // Tokens that steps computed, by what they were to their sequence. Prefill and decode add up to
+  // all work but rejected drafts; the other two are parts of them, or rejected drafts.
   int64_t prefill_tokens = 0;     // of prompts
   int64_t decode_tokens = 0;      // generated ones
   int64_t recomputed_tokens = 0;  // of both, again after a preemption
@@ -102,6 +103,7 @@ class Scheduler {
     Sequence* sequence;
     int64_t first_position;
     int64_t num_tokens;  // drafts included
+    int64_t num_drafts;  // the last of them
     int64_t num_rows;    // of its rank's result, the next ones
     bool chooses;        // the last rows, one and one for each draft, choose tokens
   };
@@ -116,7 +118,9 @@ class Scheduler {
   bool MakeRoom();
   size_t PreemptCheapest(int32_t rank);
   void Preempt(size_t index);
-  bool CanRun(const Sequence& sequence) const;
+  bool NeedsKnownTokens(const Sequence& sequence) const;
+  bool MustWaitForTokens() const;
+  int64_t RunFlows(StepBuilder& step);
   int64_t Include(Sequence& sequence, int64_t budget, StepBuilder& step);
   int64_t Chunk(const Sequence& sequence, int64_t budget) const;
   void Draft(Sequence& sequence, int64_t max_drafts);
@@ -126,10 +130,11 @@ class Scheduler {
   Sequence* Admit(StepBuilder& step);
   std::vector<int32_t> RanksByRoom(const Sequence& sequence) const;
   bool TakeBlocks(Sequence& sequence, int32_t rank);
-  bool LeavesRoom(const Sequence& sequence) const;
+  bool LeavesRoom(const Sequence& sequence, int64_t num_extra_blocks) const;
   int64_t NumExpectedBlocks(const Sequence& sequence) const;
   void AdmitForks(Sequence& leader, StepBuilder& step);
   bool Fork(const Sequence& leader, Sequence& fork);
+  void CountFollowers(const Sequence& leader, int sign);
   void BeginRunning(Sequence& sequence);
   void StopRunning(Sequence& sequence);
   bool Grow(Sequence& sequence, int64_t num_tokens);
@@ -161,6 +166,9 @@ class Scheduler {
   LengthForecast forecast_;
   Clock::time_point now_;  // of the call
   bool some_ended_ = false;
+  size_t first_flow_ = 0;      // in running_: whose turn it is if there are more than a step takes
+  int32_t num_followers_ = 0;  // forks of those running, and their tokens
+  int64_t num_follower_tokens_ = 0;
   int64_t num_releases_ = 0;  // times that blocks came back
   int64_t blocked_id_ = -1;   // the sequence that found no room, and when
   int64_t blocked_at_ = -1;   // num_releases_

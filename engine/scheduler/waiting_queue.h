@@ -43,7 +43,7 @@ class WaitingQueue {
   /// forks, or put one of them in place of the sequence itself.
   void EraseIf(const std::function<bool(std::unique_ptr<Sequence>&)>& end);
 
-  /// True if `a`'s turn comes before `b`'s, if they are of one tenant.
+  /// True if `a`'s turn comes before `b`'s, if they are of one tenant, or were both preempted.
   bool ComesBefore(const Sequence& a, const Sequence& b) const;
 
   bool empty() const { return num_sequences_ == 0; }

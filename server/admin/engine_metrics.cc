@@ -68,8 +68,11 @@ void AddQueue(const EngineStats& stats, Families& families) {
                  static_cast<double>(scheduler.num_waiting_tokens));
   families.Gauge("shoal:num_requests_reserved", "Requests with a place in the queue, to come.",
                  static_cast<double>(stats.num_reserved));
-  families.Gauge("shoal:num_tenants", "Tenants that share the machine at present.",
-                 static_cast<double>(stats.tenants.size()));
+  const auto is_present = [](const Tenant& tenant) {
+    return tenant.num_waiting + tenant.num_running > 0;
+  };
+  families.Gauge("shoal:num_tenants", "Tenants of the requests that wait or run.",
+                 static_cast<double>(std::ranges::count_if(stats.tenants, is_present)));
   families.Gauge("shoal:requests_per_second", "Requests that ended, of late.",
                  stats.requests_per_second);
   families.Counter("vllm:num_preemptions_total", "Preemptions for want of KV cache blocks.",

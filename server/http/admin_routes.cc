@@ -71,7 +71,7 @@ std::vector<HttpRoute> LoadingRoutes(const Readiness* readiness) {
         fmt::format("the model is not ready: {}, {} %", now.phase, now.percent);
     co_await exchange.Respond({.status = 503,
                                .body = OpenAiErrorBody(503, message, ""),
-                               .headers = {{"Retry-After", "2"}}});
+                               .headers = RetryHeaders(std::chrono::seconds(2))});
   };
   return {{"GET", "/*", false, refuse}, {"POST", "/*", false, refuse}};
 }

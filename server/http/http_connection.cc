@@ -90,8 +90,10 @@ class HttpConnection {
  private:
   /// One request and its response. False: the connection ends here.
   asio::awaitable<bool> ServeRequest(std::chrono::milliseconds first_byte_timeout);
-  /// Reads with `parse` until `parser` satisfies `done`. An error to answer, or false: no client.
-  asio::awaitable<bool> ReadHead(HttpRequestParser& parser, std::optional<HttpParseError>& error);
+  /// Read until `parser` has head or body. An error to answer, or false: no client. The head begins
+  /// until `first_byte_deadline`; empty lines before it are not its beginning.
+  asio::awaitable<bool> ReadHead(HttpRequestParser& parser, Clock::time_point first_byte_deadline,
+                                 std::optional<HttpParseError>& error);
   asio::awaitable<bool> ReadBody(HttpRequestParser& parser, std::optional<HttpParseError>& error);
   /// Finds the route and the key; or says why the request is refused, by its head alone.
   std::optional<HttpResponse> Admit(const HttpRequestParser& parser, HttpRequest& request,
@@ -110,14 +112,10 @@ class HttpConnection {
 };
 
 asio::awaitable<bool> HttpConnection::ServeRequest(std::chrono::milliseconds first_byte_timeout) {
-  if (inbox_.empty() && co_await socket_.Read(inbox_, Clock::now() + first_byte_timeout) !=
-                            TimedSocket::ReadResult::kData) {
-    co_return false;
-  }
   begin_ = Clock::now();
   HttpRequestParser parser(config_.max_header_bytes, config_.max_body_bytes);
   std::optional<HttpParseError> error;
-  if (!co_await ReadHead(parser, error)) co_return false;
+  if (!co_await ReadHead(parser, begin_ + first_byte_timeout, error)) co_return false;
   if (error) co_return co_await Refuse(parser, ErrorResponse(error->status, error->message), false);
 
   HttpRequest& request = parser.request();
@@ -147,17 +145,21 @@ asio::awaitable<bool> HttpConnection::ServeRequest(std::chrono::milliseconds fir
 }
 
 asio::awaitable<bool> HttpConnection::ReadHead(HttpRequestParser& parser,
+                                               Clock::time_point first_byte_deadline,
                                                std::optional<HttpParseError>& error) {
-  const auto deadline = begin_ + config_.header_timeout;
   while (true) {
     error = parser.ParseHead(inbox_);
     if (error || parser.head_done()) co_return true;
-    const auto read = co_await socket_.Read(inbox_, deadline);
+    const bool has_begun = !inbox_.empty();
+    const auto read = co_await socket_.Read(
+        inbox_, has_begun ? begin_ + config_.header_timeout : first_byte_deadline);
     if (read == TimedSocket::ReadResult::kClosed) co_return false;
     if (read == TimedSocket::ReadResult::kTimeout) {
+      if (!has_begun) co_return false;
       error = HttpParseError{408, "the request head did not arrive in time"};
       co_return true;
     }
+    if (!has_begun) begin_ = Clock::now();
   }
 }
 
@@ -192,7 +194,7 @@ std::optional<HttpResponse> HttpConnection::Admit(const HttpRequestParser& parse
   const bool in_drain = is_public || (route != nullptr && route->in_drain);
   if (!in_drain && state_.draining) {
     HttpResponse response = ErrorResponse(503, "the server is shutting down");
-    response.headers.emplace_back("Retry-After", "5");
+    response.headers = RetryHeaders(std::chrono::seconds(5));
     return response;
   }
   if (route == nullptr && match.allowed_methods.empty()) {
@@ -293,7 +295,7 @@ asio::awaitable<void> RefuseConnection(asio::ip::tcp::socket socket, HttpServerS
   ConnectionExchange exchange(timed, unread, {.keep_alive = false, .is_http_1_0 = false},
                               state.draining);
   HttpResponse response = ErrorResponse(503, "too many connections");
-  response.headers.emplace_back("Retry-After", "1");
+  response.headers = RetryHeaders(std::chrono::seconds(1));
   co_await exchange.Respond(std::move(response));
   co_await timed.Close(kRefuseTimeout);
 }

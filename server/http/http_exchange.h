@@ -4,6 +4,7 @@
 #include <boost/asio/awaitable.hpp>
 #include <chrono>
 #include <functional>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -17,8 +18,8 @@ struct HttpRequest {
   std::string query;   // behind '?', as sent
   std::string body;
   std::string request_id;  // X-Request-Id, or made up
-  std::string timeout_ms;  // X-Request-Timeout-Ms, as sent; empty: not sent
-  int api_key = 0;         // number of the key it came with; 0 also if it needed none
+  std::optional<std::string> timeout_ms;  // X-Request-Timeout-Ms as sent, several joined by ", "
+  int api_key = 0;  // number of the key it came with; 0 also if it needed none
   std::chrono::steady_clock::time_point arrival = {};  // of the first byte
 };
 

@@ -140,7 +140,7 @@ std::optional<HttpParseError> HttpRequestParser::ParseHead(std::string& bytes) {
   if (const std::string_view id = Header("x-request-id"); IsSaneRequestId(id)) {
     request_.request_id = std::string(id);
   }
-  request_.timeout_ms = std::string(Header("x-request-timeout-ms"));
+  request_.timeout_ms = JoinedHeader("x-request-timeout-ms");
   if (auto error = CheckFields()) return error;
   return TakeTarget();
 }
@@ -233,6 +233,17 @@ bool HttpRequestParser::expects_continue() const {
 
 std::string_view HttpRequestParser::Header(std::string_view name) const {
   return ToStd(impl_->parser.get()[boost::beast::string_view(name.data(), name.size())]);
+}
+
+std::optional<std::string> HttpRequestParser::JoinedHeader(std::string_view name) const {
+  std::optional<std::string> joined;
+  const auto [begin, end] =
+      impl_->parser.get().equal_range(boost::beast::string_view(name.data(), name.size()));
+  for (auto field = begin; field != end; ++field) {
+    joined = joined ? *joined + ", " : "";
+    *joined += ToStd(field->value());
+  }
+  return joined;
 }
 
 }  // namespace shoal

@@ -40,7 +40,7 @@ class HttpRequestParser {
   bool keep_alive() const;
   bool is_http_1_0() const;
   bool expects_continue() const;
-  /// Value of a header field; empty if it is missing.
+  /// Value of a header field, of several the first; empty if it is missing.
   std::string_view Header(std::string_view name) const;
 
   /// The request; its body is there from done() on, its id always.
@@ -52,6 +52,8 @@ class HttpRequestParser {
   std::optional<HttpParseError> SkipEmptyLines(std::string& bytes);
   std::optional<HttpParseError> CheckRawHead(std::string_view head);
   std::optional<HttpParseError> CheckFields() const;
+  /// The values of a header field, joined as RFC 9110 section 5.3 has it; none if it is missing.
+  std::optional<std::string> JoinedHeader(std::string_view name) const;
   std::optional<HttpParseError> TakeTarget();
 
   const int64_t max_header_bytes_;

@@ -42,7 +42,7 @@ std::string Describe(const JsonEvent& event) {
     case JsonEvent::Type::kEnd:
       break;
   }
-  return "";
+  return event.boolean ? "empty" : "not";
 }
 
 /// What the parser calls; the names are the library's.
@@ -140,8 +140,11 @@ class SaxReader {
   }
 
   bool End() {
+    const bool is_empty = containers_.back().index < 0;
     containers_.pop_back();
-    return Pass({.type = JsonEvent::Type::kEnd, .depth = static_cast<int>(containers_.size())});
+    return Pass({.type = JsonEvent::Type::kEnd,
+                 .depth = static_cast<int>(containers_.size()),
+                 .boolean = is_empty});
   }
 
   bool Pass(const JsonEvent& event) {

@@ -22,7 +22,7 @@ struct JsonEvent {
   Type type = Type::kNull;
   int depth = 0;                  // containers around the value: 0 is the document itself
   std::string_view key = {};      // the value's own, if it is a member of an object; empty at kEnd
-  bool boolean = false;           // kBool
+  bool boolean = false;           // kBool; kEnd: nothing was in it
   int64_t integer = 0;            // kInteger: also a number such as 3.0, if its size allows
   double number = 0;              // kInteger, kFloat
   std::string* string = nullptr;  // kString: valid UTF-8, may be moved from

@@ -43,6 +43,16 @@ JsonHandler ResponseFormatField() {
   };
 }
 
+/// Only ["text"], or none.
+JsonHandler ModalitiesField() {
+  return [](const JsonEvent& event) -> std::string {
+    if (event.type == Type::kEnd || event.type == Type::kNull) return "";
+    if (event.depth == 1) return event.type == Type::kArray ? "" : "an array of strings";
+    const bool is_text = event.type == Type::kString && *event.string == "text";
+    return is_text ? "" : "\"text\" (others are not supported)";
+  };
+}
+
 /// Tools may be listed as long as the model is told to use none.
 struct Tools {
   bool listed = false;
@@ -109,9 +119,10 @@ void AddUnsupportedFields(RequestFields* fields) {
        {"use_beam_search", "bad_words", "logits_processors", "include_stop_str_in_output",
         "truncate_prompt_tokens", "prompt_logprobs", "logprob_token_ids", "return_token_ids",
         "return_tokens_as_token_ids", "guided_json", "guided_regex", "guided_choice",
-        "guided_grammar", "structured_outputs", "stop_regex"}) {
+        "guided_grammar", "structured_outputs", "stop_regex", "regex", "json_schema"}) {
     fields->Add(name, EmptyField());
   }
+  fields->Add("length_penalty", NeutralField(1.0));
   fields->Add("response_format", ResponseFormatField());
 }
 
@@ -137,9 +148,10 @@ absl::StatusOr<OpenAiRequest> ParseChatRequest(std::string_view body) {
   fields.Add("tools", tools.ListField());
   fields.Add("tool_choice", tools.ChoiceField());
   for (const char* name : {"functions", "echo", "continue_final_message", "chat_template",
-                           "documents", "add_special_tokens", "audio"}) {
+                           "chat_template_kwargs", "documents", "add_special_tokens", "audio"}) {
     fields.Add(name, EmptyField());
   }
+  fields.Add("modalities", ModalitiesField());
   fields.Add("best_of", NeutralField(1.0));
   RETURN_IF_ERROR(fields.Read(body));
 

@@ -57,9 +57,16 @@ std::string OpenAiErrorBody(int status, std::string_view message, std::string_vi
                      param.empty() ? "null" : JsonString(param), ErrorCode(status, param));
 }
 
+std::vector<std::pair<std::string, std::string>> RetryHeaders(std::chrono::milliseconds delay) {
+  const auto seconds = std::chrono::ceil<std::chrono::seconds>(delay);
+  return {{"Retry-After", fmt::format("{}", seconds.count())},
+          {"retry-after-ms", fmt::format("{}", delay.count())}};
+}
+
 int HttpStatusOf(const absl::Status& status) {
   switch (status.code()) {
     case absl::StatusCode::kInvalidArgument:
+    case absl::StatusCode::kFailedPrecondition:  // what was asked for cannot be gone on with
       return 400;
     case absl::StatusCode::kNotFound:
       return 404;

@@ -1,9 +1,11 @@
 // Response bodies of the OpenAI API, and of vLLM's /tokenize and /detokenize.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "server/http/openai_request.h"
@@ -13,6 +15,10 @@ namespace shoal {
 
 /// Error body in OpenAI's shape: {"error": {"message", "type", "param", "code"}}.
 std::string OpenAiErrorBody(int status, std::string_view message, std::string_view param);
+
+/// Headers that say when to try again: Retry-After in seconds, rounded up, and the finer
+/// retry-after-ms that OpenAI's clients prefer.
+std::vector<std::pair<std::string, std::string>> RetryHeaders(std::chrono::milliseconds delay);
 
 /// The HTTP status for a call that failed, never 200.
 int HttpStatusOf(const absl::Status& status);

@@ -17,7 +17,6 @@ using boost::asio::awaitable;
 using Woken = HttpExchange::Woken;
 
 constexpr std::chrono::seconds kPingInterval{15};  // below the usual 60 s of proxies
-constexpr int kMaxChoices = 128;                   // of all prompts together
 constexpr std::chrono::milliseconds kDefaultRetryDelay{1000};
 constexpr char kTimeoutField[] = "x-request-timeout-ms";
 constexpr char kModelPrefix[] = "/v1/models/";
@@ -34,9 +33,7 @@ HttpResponse ErrorResponse(const absl::Status& status, std::chrono::milliseconds
   response.status = HttpStatusOf(status);
   response.body = OpenAiErrorBody(response.status, PublicMessage(status), FieldOf(status));
   if (response.status == 429 || response.status == 503) {
-    const auto seconds = std::chrono::ceil<std::chrono::seconds>(retry_delay);
-    response.headers.emplace_back("Retry-After", fmt::format("{}", seconds.count()));
-    response.headers.emplace_back("retry-after-ms", fmt::format("{}", retry_delay.count()));
+    response.headers = RetryHeaders(retry_delay);
   } else if (response.status >= 500) {
     // What failed once, or took too long, would do so again, and clients retry by themselves.
     response.headers.emplace_back("x-should-retry", "false");
@@ -69,30 +66,22 @@ void AppendEvent(std::string* events, std::string_view data) {
 /// The generations of a request's prompts; their choices are numbered through.
 class PromptBatch {
  public:
+  /// Queues all or none. The places in the queue come first: if it is full, refusals are the most
+  /// frequent answer, so they go out before a prompt is looked at, be it good or bad.
   absl::Status Start(GenerationService* service, OpenAiRequest& request, const std::string& id,
                      const std::function<void()>& wake) {
     GenerateCall& call = request.call;
     num_choices_ = call.n;
-    if (call.num_generated() > kMaxChoices / static_cast<int>(request.prompts.size())) {
-      const char* field = call.best_of ? "best_of" : "n";
-      return FieldError(
-          field, fmt::format("{} is {} for each of {} prompts, but a request may have at "
-                             "most {} choices in all",
-                             field, call.num_generated(), request.prompts.size(), kMaxChoices));
-    }
-    std::vector<QueueSlot> slots;  // for all, before the first prompt costs anything
-    while (slots.size() < request.prompts.size()) {
-      ASSIGN_OR_RETURN(QueueSlot slot, service->Reserve(call));
-      slots.push_back(std::move(slot));
-    }
-    const bool is_single = request.prompts.size() == 1;
+    const int num_prompts = static_cast<int>(request.prompts.size());
+    ASSIGN_OR_RETURN(QueueSlot slot, service->Reserve(call, num_prompts));
+    const bool is_single = num_prompts == 1;
     for (size_t i = 0; i < request.prompts.size(); ++i) {
       call.request_id = is_single ? id : fmt::format("{}-{}", id, i);
       call.prompt = std::move(request.prompts[i]);
-      ASSIGN_OR_RETURN(auto generation, service->Start(std::move(slots[i]), call, wake));
+      ASSIGN_OR_RETURN(auto generation, service->Prepare(call, wake));
       generations_.push_back(std::move(generation));
     }
-    return absl::OkStatus();
+    return service->Submit(std::move(slot), generations_);
   }
 
   std::vector<GenerationDelta> Poll() {
@@ -191,10 +180,12 @@ awaitable<void> RespondStream(HttpExchange& exchange, PromptBatch& batch, OpenAi
 /// The service knows max_tokens only; the client has sent max_completion_tokens.
 absl::Status UnderNewName(const absl::Status& status) {
   constexpr std::string_view kOld = "max_tokens", kNew = "max_completion_tokens";
+  const std::string field = FieldOf(status);
+  if (field != kOld && field != "min_tokens") return status;  // which is held against it
   std::string message(status.message());
   const size_t at = message.find(kOld);
   if (at != message.npos) message.replace(at, kOld.size(), kNew);
-  return FieldError(kNew, message, status.code());
+  return FieldError(field == kOld ? kNew : field, message, status.code());
 }
 
 class OpenAiApi {
@@ -211,8 +202,7 @@ class OpenAiApi {
     absl::Status status = request.status();
     if (status.ok()) status = Start(exchange, *request, id, batch);
     if (!status.ok()) {
-      const bool is_new_name = request.ok() && request->has_max_completion_tokens;
-      if (is_new_name && FieldOf(status) == "max_tokens") status = UnderNewName(status);
+      if (request.ok() && request->has_max_completion_tokens) status = UnderNewName(status);
       co_await RespondError(exchange, status, RetryDelayOf(status));
       co_return;
     }
@@ -272,15 +262,16 @@ class OpenAiApi {
   absl::StatusOr<Clock::time_point> Deadline(const HttpRequest& http) const {
     constexpr int64_t kMaxTimeoutMs = std::numeric_limits<int32_t>::max();
     int64_t timeout_ms = options_.request_timeout.count();
-    if (!http.timeout_ms.empty()) {
+    if (http.timeout_ms) {
+      const std::string& text = *http.timeout_ms;
       int64_t asked = 0;
-      const char* const end = http.timeout_ms.data() + http.timeout_ms.size();
-      const auto [rest, error] = std::from_chars(http.timeout_ms.data(), end, asked);
+      const char* const end = text.data() + text.size();
+      const auto [rest, error] = std::from_chars(text.data(), end, asked);
       if (error != std::errc() || rest != end || asked < 1 || asked > kMaxTimeoutMs) {
         return FieldError(
             kTimeoutField,
             fmt::format("the header {} must be an integer from 1 to {}, but is \"{}\"",
-                        kTimeoutField, kMaxTimeoutMs, http.timeout_ms.substr(0, 32)));
+                        kTimeoutField, kMaxTimeoutMs, text.substr(0, 32)));
       }
       timeout_ms = timeout_ms == 0 ? asked : std::min(asked, timeout_ms);
     }
@@ -289,7 +280,7 @@ class OpenAiApi {
   }
 
   std::chrono::milliseconds RetryDelayOf(const absl::Status& status) const {
-    return absl::IsResourceExhausted(status) ? RetryDelay(service_->engine().Stats())
+    return absl::IsResourceExhausted(status) ? RetryDelay(service_->engine().SecondsToDrain())
                                              : kDefaultRetryDelay;
   }
 

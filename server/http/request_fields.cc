@@ -302,7 +302,9 @@ JsonHandler LogitBiasField(std::map<int32_t, float>* target) {
     int32_t token_id = -1;
     const char* const end = event.key.data() + event.key.size();
     const auto [rest, error] = std::from_chars(event.key.data(), end, token_id);
-    if (error != std::errc() || rest != end || token_id < 0) {
+    // Two names for one token would be two biases.
+    if (error != std::errc() || rest != end || token_id < 0 ||
+        event.key != fmt::format("{}", token_id)) {
       return "left out (its name is not a token id)";
     }
     if (!event.is_number() || std::abs(event.number) > FLT_MAX) return "a number";

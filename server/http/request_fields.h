@@ -7,6 +7,7 @@
 #include <optional>
 #include <string>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "server/http/json_reader.h"
@@ -35,26 +36,33 @@ JsonHandler StringField(std::string* target);
 /// Null, but not the empty string, leaves the target empty.
 JsonHandler NonEmptyStringField(std::string* target);
 
+/// `expected`: what the value must be, for the refusal.
 template <typename Target>
-JsonHandler IntegerField(Target* target, int64_t low, int64_t high) {
-  return [target, initial = *target, low, high](const JsonEvent& event) -> std::string {
+JsonHandler IntegerField(Target* target, int64_t low, int64_t high, std::string expected) {
+  return [target, initial = *target, low, high,
+          expected = std::move(expected)](const JsonEvent& event) -> std::string {
     if (event.type == JsonEvent::Type::kNull) {
       *target = initial;
     } else if (event.type == JsonEvent::Type::kInteger && event.integer >= low &&
                event.integer <= high) {
       *target = static_cast<int32_t>(event.integer);
     } else {
-      return fmt::format("an integer from {} to {}", low, high);
+      return expected;
     }
     return "";
   };
+}
+
+template <typename Target>
+JsonHandler IntegerField(Target* target, int64_t low, int64_t high) {
+  return IntegerField(target, low, high, fmt::format("an integer from {} to {}", low, high));
 }
 
 /// Any integer of 32 bits.
 template <typename Target>
 JsonHandler IntegerField(Target* target) {
   return IntegerField(target, std::numeric_limits<int32_t>::min(),
-                      std::numeric_limits<int32_t>::max());
+                      std::numeric_limits<int32_t>::max(), "an integer of 32 bits");
 }
 
 /// Any integer of 64 bits; negative ones wrap around.
@@ -66,7 +74,7 @@ JsonHandler StopField(std::vector<std::string>* target);
 JsonHandler TokenIdsField(std::vector<int32_t>* target);
 /// Null, but not the empty array, leaves the target empty.
 JsonHandler NonEmptyTokenIdsField(std::vector<int32_t>* target);
-/// An object of token ids and numbers.
+/// An object of token ids, as decimals without signs or leading zeros, and numbers.
 JsonHandler LogitBiasField(std::map<int32_t, float>* target);
 /// A string, token ids, or an array of either.
 JsonHandler PromptsField(std::vector<GenerateCall::Prompt>* target);

@@ -64,8 +64,15 @@ struct Generation::Choice {
   GenerationDelta whole;         // all of it so far, if the best choices are to be found
 };
 
-Generation::Generation(Options options, std::function<void()> wake)
-    : options_(std::move(options)), wake_(std::make_shared<WakeGate>(std::move(wake))) {}
+Generation::Generation(Options options, std::vector<std::shared_ptr<Request>> requests,
+                       std::function<void()> wake)
+    : options_(std::move(options)),
+      wake_(std::make_shared<WakeGate>(std::move(wake))),
+      requests_(std::move(requests)) {
+  for (const auto& request : requests_) {
+    request->stream().SetWake([gate = wake_] { gate->Wake(); });
+  }
+}
 
 Generation::~Generation() {
   wake_->Close();
@@ -76,15 +83,18 @@ Generation::~Generation() {
   }
 }
 
-absl::Status Generation::Submit(Engine* engine, QueueSlot slot,
-                                std::vector<std::shared_ptr<Request>> requests) {
-  for (const auto& request : requests) {
-    request->stream().SetWake([gate = wake_] { gate->Wake(); });
-  }
-  RETURN_IF_ERROR(engine->Submit(std::move(slot), requests));
-  for (std::shared_ptr<Request>& request : requests) {
-    const int index = static_cast<int>(choices_.size());
-    choices_.push_back(std::make_unique<Choice>(options_, index, std::move(request)));
+absl::Status Generation::Submit(Engine& engine, QueueSlot slot,
+                                std::span<const std::unique_ptr<Generation>> generations) {
+  std::vector<std::vector<std::shared_ptr<Request>>> calls;
+  calls.reserve(generations.size());
+  for (const auto& generation : generations) calls.push_back(generation->requests_);
+  RETURN_IF_ERROR(engine.Submit(std::move(slot), std::move(calls)));
+  for (const auto& generation : generations) {
+    for (std::shared_ptr<Request>& request : std::exchange(generation->requests_, {})) {
+      const int index = static_cast<int>(generation->choices_.size());
+      generation->choices_.push_back(
+          std::make_unique<Choice>(generation->options_, index, std::move(request)));
+    }
   }
   return absl::OkStatus();
 }
@@ -124,7 +134,7 @@ void Generation::Advance(Choice& choice, std::vector<GenerationDelta>* deltas) {
   if (choice.needs_prompt && (finish != nullptr || !tokens.empty())) PushPrompt(choice);
   PushOutput(choice, tokens);
   if (finish != nullptr) choice.text.Finish();
-  if (choice.text.stop() != nullptr) choice.request->Cancel();
+  if (choice.text.stop() != nullptr) choice.request->Complete();
 
   GenerationDelta delta;
   delta.index = choice.index;

@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <variant>
 #include <vector>
@@ -71,15 +72,17 @@ class Generation {
     bool strip_leading_space = false;  // of the completion's text, one
   };
 
-  /// `wake` is called from the engine thread and never after the destructor returned.
-  Generation(Options options, std::function<void()> wake);
+  /// `requests` are the choices. `wake` is called from the engine thread and never after the
+  /// destructor returned.
+  Generation(Options options, std::vector<std::shared_ptr<Request>> requests,
+             std::function<void()> wake);
   ~Generation();
   Generation(const Generation&) = delete;
   Generation& operator=(const Generation&) = delete;
 
-  /// Begins all choices, once. Errors as Engine::Submit.
-  absl::Status Submit(Engine* engine, QueueSlot slot,
-                      std::vector<std::shared_ptr<Request>> requests);
+  /// Begins all choices of `generations`, once. All or none; errors as Engine::Submit.
+  static absl::Status Submit(Engine& engine, QueueSlot slot,
+                             std::span<const std::unique_ptr<Generation>> generations);
 
   /// What is new since the last call; empty if nothing is.
   std::vector<GenerationDelta> Poll();
@@ -104,7 +107,8 @@ class Generation {
 
   const Options options_;
   const std::shared_ptr<WakeGate> wake_;
-  std::vector<std::unique_ptr<Choice>> choices_;
+  std::vector<std::shared_ptr<Request>> requests_;  // until they are submitted
+  std::vector<std::unique_ptr<Choice>> choices_;    // from then on
 };
 
 }  // namespace shoal

@@ -19,6 +19,21 @@ bool IsConversation(const GenerateCall& call) {
   return std::holds_alternative<GenerateCall::Conversation>(call.prompt);
 }
 
+/// The field that says how many choices there are.
+const char* ChoicesField(const GenerateCall& call, int num_prompts) {
+  if (call.best_of) return "best_of";
+  return call.n == 1 && num_prompts > 1 ? "prompt" : "n";
+}
+
+absl::Status CheckNumChoices(const GenerateCall& call, int num_prompts) {
+  constexpr int kMaxChoices = 128;
+  if (call.num_generated() * num_prompts <= kMaxChoices) return absl::OkStatus();
+  const char* field = ChoicesField(call, num_prompts);
+  return FieldError(field, fmt::format("{} is {} for each of {} prompts, but a request may have at "
+                                       "most {} choices in all",
+                                       field, call.num_generated(), num_prompts, kMaxChoices));
+}
+
 }  // namespace
 
 // The finaliser of SplitMix64.
@@ -30,12 +45,9 @@ uint64_t DeriveSeed(uint64_t seed, uint64_t index) {
   return mixed ^ (mixed >> 31);
 }
 
-std::chrono::milliseconds RetryDelay(const EngineStats& stats) {
+std::chrono::milliseconds RetryDelay(double seconds_to_drain) {
   constexpr double kUnknown = 1, kLongest = 120;
-  double seconds = kUnknown;
-  if (stats.requests_per_second > 0) {
-    seconds = std::min((stats.scheduler.num_waiting + 1) / stats.requests_per_second, kLongest);
-  }
+  const double seconds = seconds_to_drain > 0 ? std::min(seconds_to_drain, kLongest) : kUnknown;
   return std::chrono::ceil<std::chrono::milliseconds>(std::chrono::duration<double>(seconds));
 }
 
@@ -70,37 +82,35 @@ absl::StatusOr<std::vector<int32_t>> GenerationService::Encode(const GenerateCal
   return ids;
 }
 
-absl::StatusOr<QueueSlot> GenerationService::Reserve(const GenerateCall& call) {
+absl::StatusOr<QueueSlot> GenerationService::Reserve(const GenerateCall& call, int num_prompts) {
   RETURN_IF_ERROR(CheckRanges(call));
+  RETURN_IF_ERROR(CheckNumChoices(call, num_prompts));
   RETURN_IF_ERROR(CheckAllTokenIds(call));
-  return engine_->Reserve(call.num_generated());
+  RETURN_IF_ERROR(CheckFirstToken(call));
+  absl::StatusOr<QueueSlot> slot = engine_->Reserve(call.num_generated() * num_prompts);
+  if (!absl::IsInvalidArgument(slot.status())) return slot;
+  return FieldError(ChoicesField(call, num_prompts), std::string(slot.status().message()));
 }
 
 absl::StatusOr<std::unique_ptr<Generation>> GenerationService::Start(const GenerateCall& call,
                                                                      std::function<void()> wake) {
   ASSIGN_OR_RETURN(QueueSlot slot, Reserve(call));
-  return Start(std::move(slot), call, std::move(wake));
+  ASSIGN_OR_RETURN(std::unique_ptr<Generation> generation, Prepare(call, std::move(wake)));
+  RETURN_IF_ERROR(Submit(std::move(slot), std::span(&generation, 1)));
+  return generation;
 }
 
-absl::StatusOr<std::unique_ptr<Generation>> GenerationService::Start(QueueSlot slot,
-                                                                     const GenerateCall& call,
-                                                                     std::function<void()> wake) {
+absl::Status GenerationService::Submit(QueueSlot slot,
+                                       std::span<const std::unique_ptr<Generation>> generations) {
+  return Generation::Submit(*engine_, std::move(slot), generations);
+}
+
+absl::StatusOr<std::unique_ptr<Generation>> GenerationService::Prepare(const GenerateCall& call,
+                                                                       std::function<void()> wake) {
   ASSIGN_OR_RETURN(const std::vector<int32_t> prompt,
                    Encode(call.prompt, /*add_special_tokens=*/true, call.add_generation_prompt));
   ASSIGN_OR_RETURN(SamplingParams sampling, Sampling(call, static_cast<int64_t>(prompt.size())));
 
-  auto generation = std::make_unique<Generation>(
-      Generation::Options{
-          .tokenizer = tokenizer_,
-          .observer = observer_,
-          .num_best = call.n,
-          .stop = call.stop,
-          .stop_token_ids = call.stop_token_ids,
-          .logprobs = call.logprobs.has_value(),
-          .echo = call.echo,
-          .skip_special_tokens = call.skip_special_tokens,
-          .strip_leading_space = IsConversation(call) && call.add_generation_prompt},
-      std::move(wake));
   const uint64_t seed = call.seed ? *call.seed : NextSeed();
   const SchedulingParams scheduling = Scheduling(call);
   std::vector<std::shared_ptr<Request>> requests;
@@ -113,8 +123,18 @@ absl::StatusOr<std::unique_ptr<Generation>> GenerationService::Start(QueueSlot s
         call.num_generated() == 1 ? call.request_id : fmt::format("{}-{}", call.request_id, i);
     requests.push_back(std::make_shared<Request>(std::move(id), prompt, sampling, scheduling));
   }
-  RETURN_IF_ERROR(generation->Submit(engine_, std::move(slot), std::move(requests)));
-  return generation;
+  return std::make_unique<Generation>(
+      Generation::Options{
+          .tokenizer = tokenizer_,
+          .observer = observer_,
+          .num_best = call.n,
+          .stop = call.stop,
+          .stop_token_ids = call.stop_token_ids,
+          .logprobs = call.logprobs.has_value(),
+          .echo = call.echo,
+          .skip_special_tokens = call.skip_special_tokens,
+          .strip_leading_space = IsConversation(call) && call.add_generation_prompt},
+      std::move(requests), std::move(wake));
 }
 
 uint64_t GenerationService::NextSeed() {
@@ -170,6 +190,17 @@ absl::Status GenerationService::CheckAllTokenIds(const GenerateCall& call) const
   GenerateCall::TokenIds biased;
   for (const auto& [token_id, bias] : call.logit_bias) biased.push_back(token_id);
   return CheckTokenIds("logit_bias", biased);
+}
+
+absl::Status GenerationService::CheckFirstToken(const GenerateCall& call) const {
+  if (call.min_tokens == 0 || call.allowed_token_ids.empty()) return absl::OkStatus();
+  const std::vector<int32_t> stops = StopTokenIds(call);
+  for (const int32_t id : call.allowed_token_ids) {
+    if (std::find(stops.begin(), stops.end(), id) == stops.end()) return absl::OkStatus();
+  }
+  return FieldError("min_tokens", fmt::format("min_tokens must be 0 if all of allowed_token_ids "
+                                              "are stop tokens, but is {}",
+                                              call.min_tokens));
 }
 
 absl::Status GenerationService::CheckTokenIds(const char* field,

@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -29,9 +30,10 @@ enum class FairShare {
 /// tokens that a call for one choice gets; those of neighbouring seeds have nothing in common.
 uint64_t DeriveSeed(uint64_t seed, uint64_t index);
 
-/// When there will be a place in the queue, by how fast it drains of late: for clients who found it
-/// full. 1 ms to 2 minutes; a second if nothing has ended yet.
-std::chrono::milliseconds RetryDelay(const EngineStats& stats);
+/// When clients who found the queue full should come again: when it will have drained, as
+/// Engine::SecondsToDrain() says. 1 ms to 2 minutes; a second if it is not known (0). There is a place
+/// sooner, but not for all who were refused meanwhile.
+std::chrono::milliseconds RetryDelay(double seconds_to_drain);
 
 /// Thread: any.
 class GenerationService {
@@ -54,17 +56,21 @@ class GenerationService {
                                               bool add_special_tokens,
                                               bool add_generation_prompt) const;
 
-  /// Takes the places in the queue that `call` needs, whatever its prompt is. INVALID_ARGUMENT
-  /// names the field; RESOURCE_EXHAUSTED and UNAVAILABLE as Engine::Reserve.
-  absl::StatusOr<QueueSlot> Reserve(const GenerateCall& call);
+  /// Takes the places in the queue that `num_prompts` calls need that differ from `call` in their
+  /// prompts alone. These are not looked at: where the queue is full, a bad prompt is answered in
+  /// the same way as a good one. INVALID_ARGUMENT names the field, also if the queue could never
+  /// hold so many or there are more than 128; RESOURCE_EXHAUSTED and UNAVAILABLE as Engine::Reserve.
+  absl::StatusOr<QueueSlot> Reserve(const GenerateCall& call, int num_prompts = 1);
 
-  /// Renders, encodes, submits. `slot` is from Reserve(), for a call with equal fields but for the
-  /// prompt. `wake` is called from another thread whenever Poll() may have news, and never once the
-  /// Generation is destroyed; it must not destroy it. INVALID_ARGUMENT names the field;
-  /// RESOURCE_EXHAUSTED, UNAVAILABLE and DEADLINE_EXCEEDED as Engine::Submit.
-  absl::StatusOr<std::unique_ptr<Generation>> Start(QueueSlot slot, const GenerateCall& call,
-                                                    std::function<void()> wake);
-  /// Reserve() and Start().
+  /// Renders and encodes the prompt. Nothing waits or runs until Submit(). `wake` is called from
+  /// another thread whenever Poll() may have news, and never once the Generation is destroyed; it
+  /// must not destroy it. INVALID_ARGUMENT names the field.
+  absl::StatusOr<std::unique_ptr<Generation>> Prepare(const GenerateCall& call,
+                                                      std::function<void()> wake);
+  /// Begins what was prepared, all or none. `slot` is from Reserve(), for the calls that these were
+  /// made of. Errors as Engine::Submit.
+  absl::Status Submit(QueueSlot slot, std::span<const std::unique_ptr<Generation>> generations);
+  /// Reserve(), Prepare() and Submit() of one.
   absl::StatusOr<std::unique_ptr<Generation>> Start(const GenerateCall& call,
                                                     std::function<void()> wake);
 
@@ -75,6 +81,8 @@ class GenerationService {
  private:
   absl::Status CheckTokenIds(const char* field, std::span<const int32_t> token_ids) const;
   absl::Status CheckAllTokenIds(const GenerateCall& call) const;
+  /// Whether there is a first token to generate.
+  absl::Status CheckFirstToken(const GenerateCall& call) const;
   uint64_t NextSeed();
   absl::StatusOr<int32_t> MaxTokens(const GenerateCall& call, int64_t num_prompt_tokens) const;
   std::vector<int32_t> StopTokenIds(const GenerateCall& call) const;

@@ -164,7 +164,7 @@ class Runner {
     num_running_.fetch_add(std::ssize(choices));
     absl::StatusOr<QueueSlot> slot = engine_->Reserve(static_cast<int>(choices.size()));
     SHOAL_CHECK(slot.ok(), "{}", slot.status().ToString());
-    const absl::Status status = engine_->Submit(*std::move(slot), choices);
+    const absl::Status status = engine_->Submit(*std::move(slot), {choices});
     SHOAL_CHECK(status.ok(), "{}", status.ToString());
     return choices;
   }

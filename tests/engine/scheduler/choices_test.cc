@@ -156,5 +156,43 @@ TEST(Scheduler, MaskSeesEveryTokenBefore) {
   }
 }
 
+TEST(Scheduler, ForksOfALeaderThatStillReadsWait) {
+  Fixture fixture({.max_num_seqs = 4, .max_num_batched_tokens = 4});
+  std::vector<std::shared_ptr<Request>> choices;
+  for (uint64_t seed = 0; seed < 6; ++seed) {
+    choices.push_back(Fixture::MakeRequest(Prompt(10), {.seed = seed, .max_tokens = 3}));
+  }
+  fixture.scheduler.Add(choices);
+  fixture.Step();
+  EXPECT_EQ(fixture.scheduler.stats().num_running, 1);
+  EXPECT_EQ(fixture.scheduler.stats().num_waiting, 5);
+  EXPECT_EQ(fixture.scheduler.Tenants().at(0).num_waiting, 5);
+  choices[5]->Cancel();
+  fixture.Step();
+  EXPECT_EQ(fixture.scheduler.stats().num_waiting, 4);
+  fixture.Step();
+  EXPECT_EQ(fixture.scheduler.stats().num_running, 4);
+  EXPECT_EQ(fixture.scheduler.stats().num_waiting, 1);
+  fixture.RunToEnd();
+  EXPECT_EQ(fixture.scheduler.stats().num_waiting, 0);
+}
+
+TEST(Scheduler, ManyChoicesDoNotDelayAnotherTenant) {
+  Fixture fixture({.max_num_seqs = 4});
+  for (int call = 0; call < 3; ++call) {
+    std::vector<std::shared_ptr<Request>> choices;
+    for (uint64_t seed = 0; seed < 16; ++seed) {
+      choices.push_back(
+          Fixture::MakeRequest(Prompt(8), {.seed = seed, .max_tokens = 10}, {.tenant = "greedy"}));
+    }
+    fixture.scheduler.Add(choices);
+  }
+  fixture.Step();
+  const auto modest = fixture.Add(Prompt(5, 30), {.max_tokens = 2}, {.tenant = "modest"});
+  int num_steps = 0;
+  for (; modest->stream().tokens().empty(); ++num_steps) fixture.Step();
+  EXPECT_LE(num_steps, 12) << "as soon as somebody leaves";
+}
+
 }  // namespace
 }  // namespace shoal

@@ -47,7 +47,6 @@ class FairnessOracle {
 
   /// After it was added.
   void NoteArrival(Watched& watched) {
-    has_begun_.resize(static_cast<size_t>(watched.call) + 1);
     watched.steps_before = num_steps_;
     watched.begun_before = num_begun_;
     watched.service_before = Service();
@@ -74,7 +73,9 @@ class FairnessOracle {
     CheckRunning(running, blocks);
     const bool has_room = step.num_tokens() < options_.max_num_batched_tokens &&
                           std::ssize(running) < options_.max_num_seqs && blocks.HasIdleRank();
-    if (has_room) EXPECT_EQ(scheduler_.stats().num_waiting, 0) << "a rank is idle";
+    const bool waits = std::ranges::any_of(
+        watchlist_.live(), [](const Watched* watched) { return watched->place == Place::kWaits; });
+    EXPECT_FALSE(has_room && waits) << "a rank is idle";
   }
 
   int64_t num_steps() const { return num_steps_; }
@@ -107,10 +108,12 @@ class FairnessOracle {
     bool waits_again = false;
     for (Watched* const watched : watchlist_.live()) {
       if (watched->place == Place::kEnded) continue;
-      if (has_begun_[static_cast<size_t>(watched->call)]) {
+      if (watched->begun) {
         if (watched->place != Place::kWaits || watched->place_before != Place::kWaits) continue;
         waits_again = true;
         PassOver(*watched);
+      } else if (watched->place == Place::kFollows || JustForked(*watched)) {
+        last_call = watched->call;
       } else if (std::exchange(last_call, watched->call) != watched->call) {
         (watched->place == Place::kRuns ? began : waiting).push_back(watched);
       }
@@ -121,12 +124,16 @@ class FairnessOracle {
         EXPECT_TRUE(GoesFirst(*first, *second, service))
             << "request " << first->number << " before " << second->number;
       }
-      has_begun_[static_cast<size_t>(first->call)] = true;
     }
     for (Watched* const watched : watchlist_.live()) {
       if (watched->place == Place::kRuns && !std::exchange(watched->begun, true)) ++num_begun_;
     }
     for (const Watched* const watched : waiting) CheckWait(*watched, service);
+  }
+
+  /// It runs now because its leader has read their prompt.
+  static bool JustForked(const Watched& watched) {
+    return watched.place == Place::kRuns && watched.place_before == Place::kFollows;
   }
 
   bool GoesFirst(const Watched& first, const Watched& second,
@@ -196,7 +203,6 @@ class FairnessOracle {
   const size_t num_tenants_;
   const int64_t max_length_;
   const int64_t max_begun_;
-  std::vector<bool> has_begun_;  // by call
   // Before the last Schedule().
   std::vector<int64_t> service_;  // by tenant
   int64_t work_ = 0;

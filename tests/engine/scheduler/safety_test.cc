@@ -243,7 +243,7 @@ class Round {
       tenant.num_blocks += std::ssize(sequence->block_table);
     }
     for (const Watched* const watched : watchlist_.live()) {
-      if (watched->place == Watched::Place::kWaits) ++counted[watched->tenant].num_waiting;
+      if (watched->waits()) ++counted[watched->tenant].num_waiting;
     }
     for (const Tenant& tenant : fixture_.scheduler.Tenants()) {
       Tenant& count = counted[std::stoul(tenant.name)];
@@ -259,7 +259,7 @@ class Round {
   void CheckStats() {
     int64_t num_waiting = 0, num_waiting_tokens = 0;
     for (const Watched* const watched : watchlist_.live()) {
-      if (watched->place != Watched::Place::kWaits) continue;
+      if (!watched->waits()) continue;
       ++num_waiting;
       num_waiting_tokens +=
           std::ssize(watched->request->prompt_token_ids()) + std::ssize(watched->stream().tokens());

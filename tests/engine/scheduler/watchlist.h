@@ -48,6 +48,7 @@ struct Watched {
 
   TokenStream& stream() const { return request->stream(); }
   bool ended() const { return stream().finish() != nullptr; }
+  bool waits() const { return place == Place::kWaits || place == Place::kFollows; }
   size_t NumChanges() const {
     return stream().prompt().size() + stream().tokens().size() + (ended() ? 1 : 0);
   }

@@ -81,6 +81,63 @@ TEST(Scheduler, DeliversNothingTwiceAfterPreemption) {
   EXPECT_EQ(second->stream().prompt().size(), 5u);
 }
 
+TEST(Scheduler, DraftsLeaveATokenOfEachStepToEverybody) {
+  Fixture fixture({.max_num_batched_tokens = 16, .num_speculative_tokens = 8});
+  std::vector<std::shared_ptr<Request>> requests;
+  for (int i = 0; i < 6; ++i) requests.push_back(fixture.Add(Prompt(8, i), {.max_tokens = 30}));
+  for (int i = 0; i < 12; ++i) fixture.Step();
+  for (const auto& request : requests) EXPECT_GE(request->stream().tokens().size(), 7u);
+}
+
+TEST(Scheduler, StepsAheadDoNotSplitThoseWhoWaitForTheirTokens) {
+  Fixture fixture({.ahead = true, .num_speculative_tokens = 2});
+  for (int i = 0; i < 8; ++i) fixture.Add(Prompt(4, i), {.max_tokens = 20});
+  fixture.Step();
+  fixture.Step();
+  for (int i = 0; i < 12; ++i) {
+    const size_t num_sequences = fixture.Step().size();
+    EXPECT_TRUE(num_sequences == 0 || num_sequences == 8) << num_sequences;
+  }
+}
+
+TEST(Scheduler, WhoFlowsTakesTurnsIfAStepHasTooFewTokens) {
+  Fixture fixture({.num_blocks = 400, .max_num_batched_tokens = 4});
+  std::vector<std::shared_ptr<Request>> choices;
+  for (uint64_t seed = 0; seed < 16; ++seed) {
+    choices.push_back(Fixture::MakeRequest(Prompt(4), {.seed = seed, .max_tokens = 40}));
+  }
+  fixture.scheduler.Add(choices);
+  for (int i = 0; i < 1 + 4 * 9; ++i) fixture.Step();
+  for (const auto& choice : choices) EXPECT_EQ(choice->stream().tokens().size(), 10u);
+}
+
+TEST(Scheduler, KeepsCachedPrefixesWhenThereIsNoRoom) {
+  Fixture fixture({.num_blocks = 20, .block_size = 4});
+  fixture.Add(Prompt(40), {.max_tokens = 1});
+  fixture.RunToEnd();
+  fixture.Add(Prompt(20, 10), {.max_tokens = 16});
+  fixture.Step();
+  const int32_t num_cached = fixture.pools[0].stats().num_cached;
+  EXPECT_GE(num_cached, 8);
+  fixture.Add(Prompt(30, 20), {.max_tokens = 20});
+  fixture.Step();
+  EXPECT_EQ(fixture.scheduler.stats().num_waiting, 1);
+  EXPECT_GE(fixture.pools[0].stats().num_cached, num_cached - 1);
+}
+
+TEST(Scheduler, LearnsFromThoseWhoStopAtWhatTheClientSideFound) {
+  Fixture fixture({.num_blocks = 20, .block_size = 4});
+  for (int i = 0; i < 60; ++i) {
+    const auto request = fixture.Add(Prompt(3, i), {.max_tokens = 60});
+    fixture.Step();
+    request->Complete();
+    fixture.RunToEnd();
+  }
+  for (int i = 0; i < 3; ++i) fixture.Add(Prompt(3, i), {.max_tokens = 60});
+  fixture.Step();
+  EXPECT_EQ(fixture.scheduler.stats().num_running, 3) << "though only one fits in the end";
+}
+
 TEST(Scheduler, RecomputesLittleHoweverSmallTheCacheIs) {
   constexpr int32_t kMaxModelLen = 256;
   for (const int32_t num_requests : {1, 2, 4}) {

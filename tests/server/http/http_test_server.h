@@ -70,7 +70,7 @@ class HttpTestServer : public testing::Test {
            EXPECT_LE(request.arrival, std::chrono::steady_clock::now());
            EXPECT_GT(request.arrival, std::chrono::steady_clock::time_point());
            co_await exchange.Respond(
-               {.body = fmt::format("{}|{}", request.api_key, request.timeout_ms)});
+               {.body = fmt::format("{}|{}", request.api_key, request.timeout_ms.value_or(""))});
          }});
     routes.back().has_body = false;
     routes.push_back(
