@@ -90,7 +90,8 @@ void AddSchedulingOptions(CLI::App& app, ServerConfig& config) {
                  "Requests that may wait beyond those that run, more are refused")
       ->check(Integer(1, 1 << 20));
   app.add_option("--max-num-queued-tokens", engine.max_num_queued_tokens,
-                 "Prompt tokens that may wait, more are refused")
+                 "Prompt tokens that may wait, more are refused unless nothing else waits; a prompt "
+                 "counts once per choice")
       ->check(Integer(1, int64_t{1} << 40));
   app.add_option("--priority-step-seconds", engine.priority_step_seconds,
                  "Seconds of waiting that a step of a request's priority is worth")

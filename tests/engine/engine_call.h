@@ -55,6 +55,14 @@ class Call {
   }
 
   absl::Status Submit(Engine& engine) { return engine.Submit(request_); }
+  /// Submits the choices of one prompt.
+  static absl::Status Submit(Engine& engine, const std::vector<std::unique_ptr<Call>>& choices) {
+    ASSIGN_OR_RETURN(QueueSlot slot, engine.Reserve(static_cast<int>(choices.size())));
+    std::vector<std::shared_ptr<Request>> requests;
+    requests.reserve(choices.size());
+    for (const auto& choice : choices) requests.push_back(choice->request_);
+    return engine.Submit(std::move(slot), {std::move(requests)});
+  }
   void WaitForToken() { signals_->num_tokens.wait(0); }
 
   /// From that token on the engine thread stands still, until Release().

@@ -3,12 +3,14 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <deque>
 #include <random>
 #include <thread>
 
 #include "tests/engine/engine_call.h"
+#include "tests/engine/no_repeat.h"
 
 namespace shoal {
 namespace {
@@ -57,43 +59,81 @@ TEST(Engine, ADeviceFailureEndsEveryRequestAndIsSaid) {
   }
 }
 
-TEST(Engine, ServesManyThreadsWithRandomCancelsAndDeadlines) {
-  EngineConfig config = SmallConfig();
-  config.max_model_len = 64;
-  config.max_num_seqs = 8;
-  config.block_size = 8;
-  config.kv_cache_memory_bytes = 320 * kBytesPerToken;
-  config.expert_parallel = 2;
-  config.num_speculative_tokens = 2;
-  const auto engine = MakeEngine(config);
+/// Any sampling, so that all parts of the engine are at work.
+SamplingParams RandomSampling(std::mt19937& random) {
+  SamplingParams sampling = {.seed = random(), .max_tokens = 1 + static_cast<int>(random() % 20)};
+  sampling.presence_penalty = random() % 4 == 0 ? 0.5f : 0;
+  sampling.repetition_penalty = random() % 4 == 0 ? 1.2f : 1;
+  sampling.stop_token_ids = {static_cast<int32_t>(random() % 200)};
+  sampling.min_tokens = random() % 4 == 0 ? sampling.max_tokens : 0;
+  if (random() % 4 == 0) sampling.mask = std::make_shared<NoRepeat>();
+  sampling.prompt_logprobs = random() % 6 == 0 ? 1 : -1;
+  return sampling;
+}
+
+/// How the choices of many clients ended.
+struct Ends {
   std::atomic<int> num_whole = 0, num_cancelled = 0, num_late = 0;
-  std::vector<std::jthread> clients;
-  for (uint32_t client = 0; client < 64; ++client) {
-    clients.emplace_back([&, client] {
-      std::mt19937 random(client);
-      for (int i = 0; i < 4; ++i) {
-        SchedulingParams scheduling = {.tenant = fmt::to_string(client % 5)};
-        if (random() % 3 == 0) {
-          scheduling.deadline = Clock::now() + std::chrono::milliseconds(1 + random() % 40);
-        }
-        Call call(Prompt(1 + static_cast<int32_t>(random() % 30)),
-                  {.max_tokens = 1 + static_cast<int32_t>(random() % 20)}, scheduling);
-        const absl::Status submitted = call.Submit(*engine);
-        if (random() % 3 == 0) call.request().Cancel();
-        const FinishInfo finish =
-            submitted.ok() ? call.Wait() : FinishInfo{FinishReason::kError, submitted};
-        const bool is_late = finish.status.code() == absl::StatusCode::kDeadlineExceeded;
-        EXPECT_TRUE(finish.status.ok() || is_late) << finish.status.ToString();
-        ++(is_late ? num_late : finish.reason == FinishReason::kCancel ? num_cancelled : num_whole);
-      }
-    });
+
+  void Count(const absl::Status& status, FinishReason reason) {
+    const bool is_late = status.code() == absl::StatusCode::kDeadlineExceeded;
+    EXPECT_TRUE(status.ok() || is_late) << status.ToString();
+    ++(is_late ? num_late : reason == FinishReason::kCancel ? num_cancelled : num_whole);
   }
-  clients.clear();
-  EXPECT_EQ(num_whole + num_cancelled + num_late, 64 * 4);
-  EXPECT_GT(num_whole, 0);
-  WaitUntilIdle(*engine);
-  EXPECT_EQ(engine->Stats().AllBlocks().num_free, engine->Stats().AllBlocks().num_blocks);
-  EXPECT_EQ(engine->Stats().num_reserved, 0);
+};
+
+/// One client: some calls, one after the other, of which it gives up some.
+void RunClient(Engine& engine, uint32_t client, Ends& ends) {
+  std::mt19937 random(client);
+  for (int i = 0; i < 4; ++i) {
+    SchedulingParams scheduling = {.tenant = fmt::to_string(client % 5)};
+    if (random() % 3 == 0) {
+      scheduling.deadline = Clock::now() + std::chrono::milliseconds(1 + random() % 40);
+    }
+    const Tokens prompt = Prompt(1 + static_cast<int32_t>(random() % 30));
+    std::vector<std::unique_ptr<Call>> choices;
+    for (int n = random() % 3 == 0 ? 3 : 1; n > 0; --n) {
+      choices.push_back(std::make_unique<Call>(prompt, RandomSampling(random), scheduling));
+    }
+    const absl::Status submitted = Call::Submit(engine, choices);
+    if (random() % 3 == 0) choices[random() % choices.size()]->request().Cancel();
+    if (random() % 8 == 0) engine.ResetPrefixCache();
+    if (random() % 8 == 0) engine.Stats();
+    for (const auto& choice : choices) {
+      if (submitted.ok()) choice->Wait();
+      const FinishInfo* finish = choice->request().stream().finish();
+      ends.Count(submitted.ok() ? finish->status : submitted,
+                 submitted.ok() ? finish->reason : FinishReason::kError);
+    }
+  }
+}
+
+TEST(Engine, ServesManyThreadsWithRandomCancelsAndDeadlines) {
+  for (const bool ahead : {false, true}) {
+    EngineConfig config = SmallConfig();
+    config.max_model_len = 64;
+    config.max_num_seqs = 8;
+    config.block_size = 8;
+    config.kv_cache_memory_bytes = 320 * kBytesPerToken;
+    config.schedule_conservativeness = 0.3;
+    config.expert_parallel = 2;
+    config.async_scheduling = ahead;
+    config.num_speculative_tokens = ahead ? 0 : 2;
+    const auto engine = MakeEngine(config);
+    Ends ends;
+    std::vector<std::jthread> clients;
+    for (uint32_t client = 0; client < 64; ++client) {
+      clients.emplace_back([&, client] { RunClient(*engine, client, ends); });
+    }
+    clients.clear();
+    EXPECT_GE(ends.num_whole + ends.num_cancelled + ends.num_late, 64 * 4);
+    EXPECT_GT(ends.num_whole, 0);
+    WaitUntilIdle(*engine);
+    const EngineStats stats = engine->Stats();
+    EXPECT_EQ(stats.AllBlocks().num_free, stats.AllBlocks().num_blocks);
+    EXPECT_EQ(stats.num_reserved, 0);
+    for (const Tenant& tenant : stats.tenants) EXPECT_EQ(tenant.num_blocks, 0);
+  }
 }
 
 }  // namespace

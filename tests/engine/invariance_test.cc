@@ -3,12 +3,15 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <array>
 #include <atomic>
+#include <limits>
 #include <random>
 #include <string>
 #include <vector>
 
 #include "engine/engine.h"
+#include "tests/engine/no_repeat.h"
 #include "tests/engine/small_checkpoint.h"
 
 namespace shoal {
@@ -52,7 +55,12 @@ SamplingParams RandomSampling(std::mt19937& random) {
   sampling.seed = random();
   sampling.max_tokens = 1 + static_cast<int32_t>(random() % kMaxTokens);
   sampling.min_tokens = one_in(6) ? sampling.max_tokens / 2 : 0;
-  if (one_in(6)) sampling.logit_bias = {{static_cast<int32_t>(random() % 200), 3.0f}};
+  if (one_in(6)) {
+    const auto token = static_cast<int32_t>(random() % 200);
+    sampling.logit_bias = {{token, 3.0f},
+                           {(token + 1) % 200, -std::numeric_limits<float>::infinity()}};
+  }
+  if (one_in(10)) sampling.mask = std::make_shared<NoRepeat>();
   // Most end early, so that the scheduler counts on it.
   for (int i = one_in(3) ? 0 : 6; i > 0; --i) {
     sampling.stop_token_ids.push_back(static_cast<int32_t>(random() % 200));

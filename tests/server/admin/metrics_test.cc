@@ -33,7 +33,8 @@ EngineStats SomeStats() {
   stats.scheduler.step_decode_tokens = 34;
   stats.num_reserved = 8;
   stats.requests_per_second = 2.5;
-  stats.tenants.resize(6);
+  stats.tenants.resize(6);  // of which two have nothing to do
+  for (size_t i = 0; i < 4; ++i) ++(i < 2 ? stats.tenants[i].num_waiting : stats.tenants[i].num_running);
   stats.tenants[0].name = "somebody";
   stats.blocks = {{.num_blocks = 60,
                    .num_free = 40,
@@ -83,7 +84,7 @@ TEST(Metrics, TellsAllThatTheEngineDoes) {
   for (const char* line : {
            "shoal:num_waiting_tokens{E} 70",
            "shoal:num_requests_reserved{E} 8",
-           "shoal:num_tenants{E} 6",
+           "shoal:num_tenants{E} 4",
            "shoal:requests_per_second{E} 2.5",
            "shoal:kv_blocks{E,rank=\"0\",state=\"active\"} 15",
            "shoal:kv_blocks{E,rank=\"0\",state=\"shared\"} 5",

@@ -77,7 +77,7 @@ TEST_F(AdminRoutesTest, OtherRoutesSayHowFarTheLoadIs) {
   readiness_.SetProgress("loading weights", 0.5);
   const RawResponse response = Get("/v1/models", "x-api-key: secret\r\n");
   EXPECT_EQ(response.status, 503);
-  EXPECT_TRUE(response.Has("Retry-After: 2\r\n"));
+  EXPECT_TRUE(response.Has("Retry-After: 2\r\nretry-after-ms: 2000\r\n"));
   EXPECT_THAT(response.body, testing::HasSubstr("loading weights, 50 %"));
 }
 

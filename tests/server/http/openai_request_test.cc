@@ -164,7 +164,7 @@ TEST(OpenAiRequest, RefusesBadMessages) {
   ExpectRefused(ChatWith("\"hi\"").status(), "messages", "but is the string \"hi\"");
   ExpectRefused(ChatWith("[1]").status(), "messages[0]", "but is 1");
   ExpectRefused(ChatWith(R"([{"role":"user","content":"a"},{"role":"user"}])").status(),
-                "messages[1]", "role and content");
+                "messages[1]", "role and content, but is not");
   ExpectRefused(ChatWith(R"([{"content":"a"}])").status(), "messages[0]", "role and content");
   ExpectRefused(ChatWith(R"([{"role":"tool","content":"a"}])").status(), "messages[0].role",
                 "but is the string \"tool\"");
@@ -225,17 +225,25 @@ TEST(OpenAiRequest, RefusesWrongTypesByName) {
   ExpectRefused(Chat(R"(,"seed":1.5)").status(), "seed");
   ExpectRefused(Chat(R"(,"presence_penalty":"x")").status(), "presence_penalty", "a number");
   ExpectRefused(Chat(R"(,"typical_p":true)").status(), "typical_p", "a number");
-  ExpectRefused(Chat(R"(,"min_tokens":1.5)").status(), "min_tokens", "an integer");
+  for (const char* field : {"min_tokens", "n", "best_of", "logprobs", "top_k"}) {
+    ExpectRefused(Completion(fmt::format(R"(,"{}":"x")", field)).status(), field,
+                  "must be an integer of 32 bits, but is the string \"x\"");
+  }
   ExpectRefused(Chat(R"(,"priority":4294967296)").status(), "priority", "an integer");
   ExpectRefused(Chat(R"(,"user":5)").status(), "user", "a string");
   ExpectRefused(Chat(R"(,"cache_salt":"")").status(), "cache_salt", "not empty");
   ExpectRefused(Chat(R"(,"cache_salt":7)").status(), "cache_salt", "a string");
-  ExpectRefused(Chat(R"(,"allowed_token_ids":[])").status(), "allowed_token_ids", "at least one");
+  ExpectRefused(Chat(R"(,"allowed_token_ids":[])").status(), "allowed_token_ids",
+                "an array of at least one token id, but is empty");
   ExpectRefused(Chat(R"(,"allowed_token_ids":[-1])").status(), "allowed_token_ids[0]");
   ExpectRefused(Chat(R"(,"logit_bias":[1])").status(), "logit_bias", "an object");
   ExpectRefused(Chat(R"(,"logit_bias":{"a":1})").status(), "logit_bias.a", "not a token id");
   ExpectRefused(Chat(R"(,"logit_bias":{"-1":1})").status(), "logit_bias.-1", "not a token id");
   ExpectRefused(Chat(R"(,"logit_bias":{"5x":1})").status(), "logit_bias.5x", "not a token id");
+  for (const char* name : {"01", "-0", "+5", " 1", "5 "}) {
+    ExpectRefused(Chat(fmt::format(R"(,"logit_bias":{{"{}":1}})", name)).status(),
+                  fmt::format("logit_bias.{}", name), "not a token id");
+  }
   ExpectRefused(Chat(R"(,"logit_bias":{"":1})").status(), "logit_bias.", "not a token id");
   ExpectRefused(Chat(R"(,"logit_bias":{"5":"1"})").status(), "logit_bias.5", "a number");
   ExpectRefused(Chat(R"(,"logit_bias":{"5":{}})").status(), "logit_bias.5", "a number");
@@ -293,12 +301,12 @@ TEST(OpenAiRequest, LimitsDepthAndNumberOfValues) {
 
 TEST(OpenAiRequest, IgnoresUnknownFields) {
   EXPECT_TRUE(Chat(R"(,"metadata":{"messages":[{"role":7}]},"store":false,"service_tier":"auto",)"
-                   R"("chat_template_kwargs":{"n":"x"},"prompt":5)")
+                   R"("web_search_options":{"n":"x"},"prompt":5)")
                   .ok());
 }
 
 TEST(OpenAiRequest, LastOfEqualTokensInALogitBiasCounts) {
-  EXPECT_THAT(Chat(R"(,"logit_bias":{"5":1,"05":2,"5":3})")->call.logit_bias,
+  EXPECT_THAT(Chat(R"(,"logit_bias":{"5":1,"5":3})")->call.logit_bias,
               ElementsAre(Pair(5, 3)));
   EXPECT_THAT(Chat(R"(,"logit_bias":{"5":1},"logit_bias":{"6":2})")->call.logit_bias,
               ElementsAre(Pair(6, 2)));
@@ -307,7 +315,8 @@ TEST(OpenAiRequest, LastOfEqualTokensInALogitBiasCounts) {
 TEST(OpenAiRequest, NeutralValuesOfUnsupportedFieldsPass) {
   EXPECT_TRUE(
       Chat(R"(,"response_format":{"type":"text"},"tools":[],"tool_choice":"auto","best_of":1,)"
-           R"("guided_json":null,"bad_words":[],"use_beam_search":false)")
+           R"("guided_json":null,"bad_words":[],"use_beam_search":false,"length_penalty":1.0,)"
+           R"("regex":null,"json_schema":"","chat_template_kwargs":{},"modalities":["text"])")
           .ok());
   EXPECT_TRUE(Chat(R"(,"tools":[{"type":"function"}],"tool_choice":"none")").ok());
   EXPECT_TRUE(Completion(R"(,"best_of":2,"n":2,"stream":true,"suffix":"")").ok());
@@ -320,6 +329,13 @@ TEST(OpenAiRequest, RefusesUnsupportedFieldsByName) {
   ExpectRefused(Chat(R"(,"tool_choice":{"type":"function"})").status(), "tool_choice");
   ExpectRefused(Chat(R"(,"tools":[{"type":"function"}])").status(), "tools");
   ExpectRefused(Chat(R"(,"guided_regex":"a+")").status(), "guided_regex");
+  ExpectRefused(Chat(R"(,"regex":"a+")").status(), "regex");
+  ExpectRefused(Completion(R"(,"json_schema":{"type":"object"})").status(), "json_schema.type");
+  ExpectRefused(Completion(R"(,"length_penalty":0.5)").status(), "length_penalty", "0.5");
+  ExpectRefused(Chat(R"(,"chat_template_kwargs":{"enable_thinking":true})").status(),
+                "chat_template_kwargs.enable_thinking");
+  ExpectRefused(Chat(R"(,"modalities":["text","audio"])").status(), "modalities[1]", "audio");
+  ExpectRefused(Chat(R"(,"modalities":"text")").status(), "modalities", "an array");
   ExpectRefused(Chat(R"(,"echo":true)").status(), "echo");
   ExpectRefused(Chat(R"(,"best_of":2)").status(), "best_of", "not supported");
   ExpectRefused(Completion(R"(,"best_of":2,"stream":true)").status(), "best_of", "in a stream");

@@ -28,11 +28,12 @@ class OpenAiRoutesTest : public testing::Test {
     small_ = new SmallService(nullptr, engine);
     server_ = StartServer({{"org/model", "alias"}, 123, "fp"}).release();
   }
-  static std::unique_ptr<HttpServer> StartServer(const OpenAiOptions& options) {
+  static std::unique_ptr<HttpServer> StartServer(const OpenAiOptions& options,
+                                                 SmallService* small = small_) {
     HttpServerConfig config;
     config.port = 0;
-    std::vector<HttpRoute> routes = OpenAiRoutes(&**small_, options);
-    for (HttpRoute& route : EngineRoutes(&(*small_)->engine())) routes.push_back(std::move(route));
+    std::vector<HttpRoute> routes = OpenAiRoutes(&**small, options);
+    for (HttpRoute& route : EngineRoutes(&(*small)->engine())) routes.push_back(std::move(route));
     auto server = HttpServer::Start(config, std::move(routes), nullptr);
     SHOAL_CHECK(server.ok(), "{}", server.status().ToString());
     return *std::move(server);
@@ -213,24 +214,34 @@ TEST_F(OpenAiRoutesTest, ErrorsNameTheFieldThatTheClientSent) {
       EXPECT_EQ(error["param"], field);
       EXPECT_THAT(error["message"].get<std::string>(), HasSubstr(fmt::format("{} ", field)));
     }
+    const RawResponse response = Post("/v1/chat/completions",
+                                      fmt::format(R"({{"{}":3,"min_tokens":4,{}}})", field, kChat));
+    EXPECT_EQ(response.status, 400);
+    const json error = json::parse(response.body)["error"];
+    EXPECT_EQ(error["param"], "min_tokens");
+    EXPECT_THAT(error["message"].get<std::string>(),
+                HasSubstr(fmt::format("at most {}, which is 3", field)));
   }
 }
 
 TEST_F(OpenAiRoutesTest, OverloadSaysWhenToRetry) {
   std::string prompts = "[[1]";
   for (int i = 1; i < 64; ++i) prompts += ",[1]";
-  const auto ask = [&](int n) {
-    return Post("/v1/completions",
-                fmt::format(R"({{"prompt":{}],"n":{},"max_tokens":400}})", prompts, n));
-  };
-  const RawResponse response = ask(2);
-  EXPECT_EQ(response.status, 429) << response.body;
-  EXPECT_THAT(response.head, testing::ContainsRegex("Retry-After: [1-9][0-9]*\r\n"));
-  EXPECT_THAT(response.head, testing::ContainsRegex("retry-after-ms: [1-9][0-9]*\r\n"));
+  auto places = (*small_)->engine().Reserve(30);
+  ASSERT_TRUE(places.ok()) << places.status();
+  // Also of a prompt that nobody has looked at yet.
+  for (const char* prompt : {"a", ""}) {
+    const RawResponse response = Post(
+        "/v1/completions", fmt::format(R"({{"prompt":["{}"],"n":16,"max_tokens":1}})", prompt));
+    EXPECT_EQ(response.status, 429) << response.body;
+    EXPECT_THAT(response.head, testing::ContainsRegex("Retry-After: [1-9][0-9]*\r\n"));
+    EXPECT_THAT(response.head, testing::ContainsRegex("retry-after-ms: [1-9][0-9]*\r\n"));
+  }
   // The refused request has left no part of itself behind.
+  { const QueueSlot given_back = *std::move(places); }
   EXPECT_EQ(Post("/v1/completions", R"({"prompt":"a","n":16,"max_tokens":1})").status, 200);
   // What no queue would hold is the request's own fault.
-  EXPECT_EQ(ask(3).status, 400);
+  EXPECT_EQ(Post("/v1/completions", fmt::format(R"({{"prompt":{}],"n":3}})", prompts)).status, 400);
   const RawResponse best = Post(
       "/v1/completions", fmt::format(R"({{"prompt":{}],"best_of":3,"max_tokens":1}})", prompts));
   EXPECT_EQ(best.status, 400);
@@ -248,6 +259,53 @@ TEST_F(OpenAiRoutesTest, BestOfGivesNChoicesAndCountsAll) {
     EXPECT_EQ(answer["choices"][i]["finish_reason"], "length");
   }
   EXPECT_EQ(answer["usage"]["completion_tokens"], 2 * 4 * 5);
+}
+
+TEST_F(OpenAiRoutesTest, ARequestIsNotInItsOwnWay) {
+  EngineConfig engine;
+  engine.max_num_seqs = 1;
+  engine.max_num_queued_requests = 8;
+  engine.max_num_queued_tokens = 10;
+  SmallService small(nullptr, engine);
+  const auto server = StartServer({{"m"}, 123, "fp"}, &small);
+  const auto ask = [&](const std::string& body) {
+    return RawClient(server->port()).Ask(PostBytes("/v1/completions", body));
+  };
+  // Neither by its choices nor by its tokens.
+  const RawResponse most =
+      ask(R"({"prompt":[[1,2,3,4],[5,6,7],[8,9,10,11],[12]],"n":2,"max_tokens":1})");
+  EXPECT_EQ(most.status, 200) << most.body;
+  for (const char* too_many : {R"({"prompt":["a","b","c"],"n":3})", R"({"prompt":"a","n":9})"}) {
+    const RawResponse refused = ask(too_many);
+    EXPECT_EQ(refused.status, 400) << refused.body;
+    EXPECT_EQ(json::parse(refused.body)["error"]["param"], "n");
+  }
+  const RawResponse refused =
+      ask(R"({"prompt":["1","2","3","4","5","6","7","8","9"],"max_tokens":1})");
+  EXPECT_EQ(refused.status, 400) << refused.body;
+  EXPECT_EQ(json::parse(refused.body)["error"]["param"], "prompt");
+  server->Stop();
+}
+
+TEST_F(OpenAiRoutesTest, ABadPromptIsFoundBeforeTheOthersCostAnything) {
+  const auto computed = [] { return (*small_)->engine().Stats().scheduler.prompt_tokens; };
+  const int64_t before = computed();
+  const RawResponse refused = Post("/v1/completions", R"({"prompt":[[1,2,3],[999999]]})");
+  EXPECT_EQ(refused.status, 400) << refused.body;
+  EXPECT_EQ(Post("/v1/completions", R"({"prompt":[[7]],"max_tokens":1})").status, 200);
+  EXPECT_EQ(computed() - before, 1);
+}
+
+TEST_F(OpenAiRoutesTest, ConstraintsThatLeaveNoTokenAreRefused) {
+  const RawResponse response = Post(
+      "/v1/completions", R"({"prompt":"a","allowed_token_ids":[7,8],"stop_token_ids":[8,7],)"
+                         R"("min_tokens":2,"max_tokens":5})");
+  EXPECT_EQ(response.status, 400) << response.body;
+  EXPECT_EQ(json::parse(response.body)["error"]["param"], "min_tokens");
+  const json answer =
+      Ask("/v1/completions", R"({"prompt":"a","allowed_token_ids":[7,8],"stop_token_ids":[8],)"
+                             R"("min_tokens":2,"max_tokens":5})");
+  EXPECT_GE(answer["usage"]["completion_tokens"], 2);
 }
 
 constexpr char kLong[] = R"({"prompt":"a","max_tokens":8000,"ignore_eos":true})";
@@ -279,7 +337,8 @@ TEST_F(OpenAiRoutesTest, AStreamThatTakesTooLongEndsWithAnErrorEvent) {
 
 TEST_F(OpenAiRoutesTest, ABadTimeoutIsNamed) {
   for (const char* value :
-       {"0", "-5", "1.5", "1e3", "soon", "5 s", "2147483648", "99999999999999999999", "\xff"}) {
+       {"", "0", "-5", "1.5", "1e3", "soon", "5 s", "2147483648", "99999999999999999999", "\xff",
+        "50\r\nX-Request-Timeout-Ms: 60"}) {
     const RawResponse response = Post("/v1/completions", R"({"prompt":"a","max_tokens":1})",
                                       fmt::format("X-Request-Timeout-Ms: {}\r\n", value));
     EXPECT_EQ(response.status, 400) << value;

@@ -280,6 +280,46 @@ TEST(GenerationService, FullQueueRefusesBeforeThePromptIsLookedAt) {
   EXPECT_EQ(Finish(*small, good).usage.completion_tokens, 4) << "a refusal kept its place";
 }
 
+TEST(GenerationService, ACallThatNoQueueHoldsIsRefusedByItsField) {
+  EngineConfig config;
+  config.max_num_queued_requests = 4;
+  SmallService small(nullptr, config);
+  const auto refusal = [&](const GenerateCall& call, int num_prompts) {
+    const absl::Status status = small->Reserve(call, num_prompts).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
+    return FieldOf(status);
+  };
+  GenerateCall call = Greedy("one", 2);
+  EXPECT_TRUE(small->Reserve(call, 4).ok());
+  EXPECT_EQ(refusal(call, 5), "prompt");
+  call.n = 5;
+  EXPECT_EQ(refusal(call, 1), "n");
+  call.n = 16;
+  EXPECT_EQ(refusal(call, 64), "n");
+  call.n = 1000;
+  EXPECT_THAT(std::string(small->Reserve(call, 64).status().message()),
+              testing::HasSubstr("at most 16"));
+  call.n = 1;
+  call.best_of = 5;
+  EXPECT_EQ(refusal(call, 1), "best_of");
+}
+
+TEST(GenerationService, WhatIsPreparedWaitsForItsSubmission) {
+  SmallService small;
+  ASSERT_TRUE(small->Prepare(Greedy("never", 2), [] {}).ok());
+  std::vector<std::unique_ptr<Generation>> generations;
+  for (const char* prompt : {"one", "two"}) {
+    auto generation = small->Prepare(Greedy(prompt, 2), [] {});
+    ASSERT_TRUE(generation.ok()) << generation.status();
+    generations.push_back(*std::move(generation));
+  }
+  EXPECT_EQ(small->engine().Stats().scheduler.num_waiting, 0);
+  auto slot = small->Reserve(Greedy("", 2), 2);
+  ASSERT_TRUE(slot.ok()) << slot.status();
+  ASSERT_TRUE(small->Submit(*std::move(slot), generations).ok());
+  for (const auto& generation : generations) EXPECT_EQ(Finish(*generation).usage.completion_tokens, 2);
+}
+
 TEST(GenerationService, ObserverHearsOfEveryChoice) {
   struct Recorder final : GenerationObserver {
     void OnFirstToken(double seconds) override {

@@ -158,16 +158,11 @@ TEST(SchedulingFields, PrioritiesGoIntoTheQueue) {
   EXPECT_TRUE((*sooner)->done());
 }
 
-TEST(RetryDelay, IsTheTimeInWhichThePlaceComes) {
-  EngineStats stats;
-  EXPECT_EQ(RetryDelay(stats), 1000ms) << "unknown";
-  stats.requests_per_second = 4;
-  stats.scheduler.num_waiting = 9;
-  EXPECT_EQ(RetryDelay(stats), 2500ms);
-  stats.requests_per_second = 1e-3;
-  EXPECT_EQ(RetryDelay(stats), 120'000ms);
-  stats.requests_per_second = 1e9;
-  EXPECT_EQ(RetryDelay(stats), 1ms);
+TEST(RetryDelay, IsTheTimeUntilTheQueueHasDrained) {
+  EXPECT_EQ(RetryDelay(0), 1000ms) << "unknown";
+  EXPECT_EQ(RetryDelay(2.5), 2500ms);
+  EXPECT_EQ(RetryDelay(1e4), 120'000ms);
+  EXPECT_EQ(RetryDelay(1e-9), 1ms);
 }
 
 }  // namespace
