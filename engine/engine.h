@@ -100,9 +100,9 @@ class Engine {
 
   /// Queues calls: of each its choices, requests that differ in their sampling alone, whose prompt
   /// is computed once. In all as many requests as the slot is for. All or none; each stream then
-  /// gets tokens and an end. INVALID_ARGUMENT: one can never fit, or a token id or a sampling parameter is out of
-  /// range. RESOURCE_EXHAUSTED: too many prompt tokens wait. UNAVAILABLE: draining, or the device
-  /// failed. DEADLINE_EXCEEDED: it is over already.
+  /// gets tokens and an end. INVALID_ARGUMENT: one can never fit, or a token id or a sampling
+  /// parameter is out of range. RESOURCE_EXHAUSTED: too many prompt tokens wait. UNAVAILABLE:
+  /// draining, or the device failed. DEADLINE_EXCEEDED: it is over already.
   absl::Status Submit(QueueSlot slot, std::vector<std::vector<std::shared_ptr<Request>>> calls);
   /// Reserve() and Submit() of one.
   absl::Status Submit(std::shared_ptr<Request> request);

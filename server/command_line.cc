@@ -90,8 +90,7 @@ void AddSchedulingOptions(CLI::App& app, ServerConfig& config) {
                  "Requests that may wait beyond those that run, more are refused")
       ->check(Integer(1, 1 << 20));
   app.add_option("--max-num-queued-tokens", engine.max_num_queued_tokens,
-                 "Prompt tokens that may wait, more are refused unless nothing else waits; a prompt "
-                 "counts once per choice")
+                 "Prompt tokens, times choices, that may wait; more are refused if others wait")
       ->check(Integer(1, int64_t{1} << 40));
   app.add_option("--priority-step-seconds", engine.priority_step_seconds,
                  "Seconds of waiting that a step of a request's priority is worth")

@@ -17,7 +17,7 @@ struct HttpRequest {
   std::string path;    // decoded, without query
   std::string query;   // behind '?', as sent
   std::string body;
-  std::string request_id;  // X-Request-Id, or made up
+  std::string request_id;                 // X-Request-Id, or made up
   std::optional<std::string> timeout_ms;  // X-Request-Timeout-Ms as sent, several joined by ", "
   int api_key = 0;  // number of the key it came with; 0 also if it needed none
   std::chrono::steady_clock::time_point arrival = {};  // of the first byte

@@ -31,8 +31,8 @@ enum class FairShare {
 uint64_t DeriveSeed(uint64_t seed, uint64_t index);
 
 /// When clients who found the queue full should come again: when it will have drained, as
-/// Engine::SecondsToDrain() says. 1 ms to 2 minutes; a second if it is not known (0). There is a place
-/// sooner, but not for all who were refused meanwhile.
+/// Engine::SecondsToDrain() says. 1 ms to 2 minutes; a second if it is not known (0). There is a
+/// place sooner, but not for all who were refused meanwhile.
 std::chrono::milliseconds RetryDelay(double seconds_to_drain);
 
 /// Thread: any.
@@ -59,7 +59,8 @@ class GenerationService {
   /// Takes the places in the queue that `num_prompts` calls need that differ from `call` in their
   /// prompts alone. These are not looked at: where the queue is full, a bad prompt is answered in
   /// the same way as a good one. INVALID_ARGUMENT names the field, also if the queue could never
-  /// hold so many or there are more than 128; RESOURCE_EXHAUSTED and UNAVAILABLE as Engine::Reserve.
+  /// hold so many or there are more than 128; RESOURCE_EXHAUSTED and UNAVAILABLE as
+  /// Engine::Reserve.
   absl::StatusOr<QueueSlot> Reserve(const GenerateCall& call, int num_prompts = 1);
 
   /// Renders and encodes the prompt. Nothing waits or runs until Submit(). `wake` is called from

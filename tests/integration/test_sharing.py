@@ -34,18 +34,19 @@ def gauge(server, name):
 
 
 class LongStream:
-    """A request that runs until it is closed."""
+    """A request of `n` choices that runs, or waits if it `waits`, until it is closed."""
 
-    def __init__(self, server, key=None):
+    def __init__(self, server, key=None, n=1, waits=False):
         headers = {"x-api-key": key} if key else {}
         self._client = httpx.Client(base_url=server.base_url, timeout=seconds(30), trust_env=False,
                                     headers=headers)
         request = self._client.build_request(
-            "POST", "/v1/completions", json={"model": server.model, "stream": True} | LONG)
+            "POST", "/v1/completions", json={"model": server.model, "stream": True, "n": n} | LONG)
         response = self._client.send(request, stream=True)
         assert response.status_code == 200, response.read()
         self._lines = response.iter_lines()
-        next(self._lines)
+        if not waits:
+            next(self._lines)
 
     def close(self):
         self._client.close()
@@ -142,10 +143,15 @@ def test_the_servers_timeout_ends_streams_with_an_error(start_server, tiny_model
 def test_who_finds_the_queue_full_is_told_when_to_come_again(start_server, tiny_model):
     server = start_server(tiny_model, "--max-num-seqs", 1, "--max-num-queued-requests", 2)
     running = LongStream(server)
+    waiting = LongStream(server, n=2, waits=True)
+    # What can never wait is the request's own fault.
+    response = ask(server, prompt=[1], n=3)
+    assert response.status_code == 400 and response.json()["error"]["param"] == "n", response.text
     # Whatever the prompt is like: it is not looked at.
     for prompt in ([1], [[]]):
-        response = ask(server, prompt=prompt, n=16)
+        response = ask(server, prompt=prompt)
         assert response.status_code == 429, response.text
         assert 1 <= int(response.headers["retry-after"]) <= 120
         assert 1 <= int(response.headers["retry-after-ms"]) <= 120_000
+    waiting.close()
     running.close()

@@ -9,6 +9,8 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "engine/engine.h"
+
 namespace shoal {
 namespace {
 
@@ -97,20 +99,23 @@ TEST_F(CommandLineTest, PrintsEverySetting) {
 }
 
 TEST_F(CommandLineTest, SchedulingFlagsAreConfiguration) {
-  setenv("SHOAL_ASYNC_SCHEDULING", "false", 1);
+  const bool is_async = EngineConfig().async_scheduling;  // without flags
+  setenv("SHOAL_ASYNC_SCHEDULING", is_async ? "false" : "true", 1);
   const nlohmann::json config =
       Shoal({"serve", "--print-config", "--fair-share", "user", "--request-timeout-ms", "5000",
              "--num-speculative-tokens", "3", "--expert-parallel", "2", "--max-num-queued-tokens",
              "4294967296"})
           .json();
   unsetenv("SHOAL_ASYNC_SCHEDULING");
-  EXPECT_EQ(config["async-scheduling"], false);
+  EXPECT_EQ(config["async-scheduling"], !is_async);
   EXPECT_EQ(config["fair-share"], "user");
   EXPECT_EQ(config["request-timeout-ms"], 5000);
   EXPECT_EQ(config["num-speculative-tokens"], 3);
   EXPECT_EQ(config["expert-parallel"], 2);
   EXPECT_EQ(config["max-num-queued-tokens"], int64_t{1} << 32);
-  EXPECT_EQ(Shoal({"serve", "--print-config"}).json()["async-scheduling"], true);
+  EXPECT_EQ(Shoal({"serve", "--print-config"}).json()["async-scheduling"], is_async);
+  const nlohmann::json on = Shoal({"serve", "--print-config", "--async-scheduling"}).json();
+  EXPECT_EQ(on["async-scheduling"], true);
   const nlohmann::json off = Shoal({"serve", "--print-config", "--no-async-scheduling"}).json();
   EXPECT_EQ(off["async-scheduling"], false);
 }
@@ -248,6 +253,10 @@ TEST_F(CommandLineTest, MadeCheckpointsGenerateText) {
   EXPECT_FALSE(first.out.empty());
   EXPECT_THAT(first.err, HasSubstr("tokens/s"));
   EXPECT_EQ(generate().out, first.out);
+  const Result too_many_ranks =
+      Shoal({"generate", "--model", model.c_str(), "--expert-parallel", "64", "Fish"});
+  EXPECT_EQ(too_many_ranks.status, 1);
+  EXPECT_THAT(too_many_ranks.err, HasSubstr("expert_parallel is 64, expected 1 to "));
 }
 
 TEST_F(CommandLineTest, MakeCheckpointHoldsConfigAgainstTokenizer) {

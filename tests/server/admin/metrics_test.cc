@@ -34,7 +34,8 @@ EngineStats SomeStats() {
   stats.num_reserved = 8;
   stats.requests_per_second = 2.5;
   stats.tenants.resize(6);  // of which two have nothing to do
-  for (size_t i = 0; i < 4; ++i) ++(i < 2 ? stats.tenants[i].num_waiting : stats.tenants[i].num_running);
+  for (size_t i = 0; i < 4; ++i)
+    ++(i < 2 ? stats.tenants[i].num_waiting : stats.tenants[i].num_running);
   stats.tenants[0].name = "somebody";
   stats.blocks = {{.num_blocks = 60,
                    .num_free = 40,

@@ -219,11 +219,12 @@ TEST_F(HttpLimitsTest, TellsHandlersWhichKeyCameAndWhatTimeThereIs) {
   EXPECT_EQ(client.Ask(Post("/who", "", "x-api-key: first-key\r\n")).body, "0|");
   EXPECT_EQ(client.Ask(Post("/who", "", "x-api-key: k2\r\nX-Request-Timeout-Ms: 5 s\r\n")).body,
             "1|5 s");
-  EXPECT_EQ(client
-                .Ask(Post("/who", "",
-                          "x-api-key: k2\r\nX-Request-Timeout-Ms: 5\r\nx-request-timeout-ms: 6\r\n"))
-                .body,
-            "1|5, 6");
+  EXPECT_EQ(
+      client
+          .Ask(Post("/who", "",
+                    "x-api-key: k2\r\nX-Request-Timeout-Ms: 5\r\nx-request-timeout-ms: 6\r\n"))
+          .body,
+      "1|5, 6");
 }
 
 TEST_F(HttpLimitsTest, TakesAPostWithoutALengthWhereNoBodyIsExpected) {

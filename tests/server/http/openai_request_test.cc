@@ -306,8 +306,7 @@ TEST(OpenAiRequest, IgnoresUnknownFields) {
 }
 
 TEST(OpenAiRequest, LastOfEqualTokensInALogitBiasCounts) {
-  EXPECT_THAT(Chat(R"(,"logit_bias":{"5":1,"5":3})")->call.logit_bias,
-              ElementsAre(Pair(5, 3)));
+  EXPECT_THAT(Chat(R"(,"logit_bias":{"5":1,"5":3})")->call.logit_bias, ElementsAre(Pair(5, 3)));
   EXPECT_THAT(Chat(R"(,"logit_bias":{"5":1},"logit_bias":{"6":2})")->call.logit_bias,
               ElementsAre(Pair(6, 2)));
 }

@@ -216,6 +216,9 @@ TEST(OpenAiResponse, OurOwnFaultsAreNotToldToClients) {
   EXPECT_EQ(PublicMessage(absl::InternalError("at 0x7ffe")),
             "the server failed to answer this request");
   EXPECT_EQ(HttpStatusOf(absl::ResourceExhaustedError("full")), 429);
+  const absl::Status dead_end = absl::FailedPreconditionError("no token may follow");
+  EXPECT_EQ(HttpStatusOf(dead_end), 400);
+  EXPECT_EQ(PublicMessage(dead_end), "no token may follow");
   EXPECT_EQ(PublicMessage(absl::ResourceExhaustedError("full")), "full");
   EXPECT_EQ(HttpStatusOf(absl::UnavailableError("draining")), 503);
   EXPECT_EQ(HttpStatusOf(absl::DeadlineExceededError("late")), 504);

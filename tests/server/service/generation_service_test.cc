@@ -317,7 +317,12 @@ TEST(GenerationService, WhatIsPreparedWaitsForItsSubmission) {
   auto slot = small->Reserve(Greedy("", 2), 2);
   ASSERT_TRUE(slot.ok()) << slot.status();
   ASSERT_TRUE(small->Submit(*std::move(slot), generations).ok());
-  for (const auto& generation : generations) EXPECT_EQ(Finish(*generation).usage.completion_tokens, 2);
+  for (const auto& generation : generations) {
+    for (generation->Poll(); !generation->done(); generation->Poll()) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    EXPECT_EQ(generation->usage().completion_tokens, 2);
+  }
 }
 
 TEST(GenerationService, ObserverHearsOfEveryChoice) {
