@@ -1,7 +1,9 @@
 // Device: the memory of one rank and the way data gets into and out of it.
 #pragma once
 
+#include <functional>
 #include <initializer_list>
+#include <memory>
 #include <span>
 
 #include "kernels/status.h"
@@ -15,6 +17,12 @@ struct HostFfn {
   Tensor gate;  // [width, hidden_size]
   Tensor up;    // [width, hidden_size]
   Tensor down;  // [hidden_size, width]
+};
+
+/// Work that a device recorded, to be enqueued as often as wanted: the same ops on the same memory.
+class Graph {
+ public:
+  virtual ~Graph() = default;
 };
 
 /// Memory of one rank. Everything allocated lives as long as the device. Ops and copies run in the
@@ -43,12 +51,28 @@ class Device {
   /// Stores experts of one shape, converted to `dtype`. The host memory is not used after the call.
   virtual absl::StatusOr<FfnWeights> LoadFfn(std::span<const HostFfn> experts, DType dtype) = 0;
 
-  /// Enqueues a copy of `device.size_bytes()` bytes. `host` stays untouched until Synchronize().
+  /// Enqueues a copy of `device.size_bytes()` bytes. `host` may be changed once the call returns.
   virtual void CopyFromHost(const void* host, const Tensor& device) = 0;
+
+  /// Enqueues a copy of `device.size_bytes()` bytes. `host` has them after a Wait() for it.
   virtual void CopyToHost(const Tensor& device, void* host) = 0;
 
-  /// Waits for everything enqueued. INTERNAL if the device failed; it is of no use after that.
-  virtual absl::Status Synchronize() = 0;
+  /// Calls `enqueue`, which calls ops only, and records them instead of running them. Null: this
+  /// device gains nothing by that; call `enqueue` for each run. INTERNAL if it cannot be recorded.
+  virtual absl::StatusOr<std::unique_ptr<Graph>> Record(const std::function<void()>& enqueue) = 0;
+
+  /// Enqueues what `graph` recorded. It outlives the run.
+  virtual void Replay(const Graph& graph) = 0;
+
+  /// The number of the last thing enqueued so far, for Wait().
+  virtual int64_t Mark() = 0;
+
+  /// Waits for all that was enqueued before `mark` was taken. INTERNAL if the device failed or
+  /// takes longer than a step can; it is of no use after that.
+  virtual absl::Status Wait(int64_t mark) = 0;
+
+  /// Waits for everything enqueued.
+  absl::Status Synchronize() { return Wait(Mark()); }
 };
 
 }  // namespace shoal

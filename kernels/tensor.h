@@ -2,13 +2,12 @@
 #pragma once
 
 #include <array>
-#include <bit>
 #include <cstdint>
-#include <cstring>
 #include <initializer_list>
 #include <span>
 #include <string_view>
 
+#include "kernels/bfloat16.h"
 #include "kernels/status.h"
 
 namespace shoal {
@@ -55,25 +54,6 @@ constexpr std::string_view Name(DType dtype) {
   }
   return "?";
 }
-
-/// 16-bit brain float: the upper half of a float32. Storage only; arithmetic is done in float32.
-struct BFloat16 {
-  uint16_t bits = 0;
-
-  BFloat16() = default;
-  /// Rounds to nearest, ties to even; NaN stays NaN.
-  explicit BFloat16(float value) {
-    const uint32_t raw = std::bit_cast<uint32_t>(value);
-    if ((raw & 0x7fffffffu) > 0x7f800000u) {
-      bits = static_cast<uint16_t>((raw >> 16) | 0x0040u);
-    } else {
-      bits = static_cast<uint16_t>((raw + 0x7fffu + ((raw >> 16) & 1u)) >> 16);
-    }
-  }
-  explicit operator float() const {
-    return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);
-  }
-};
 
 /// A view of `shape[0] x ... x shape[rank-1]` elements, contiguous and row-major, in memory that
 /// somebody else owns. Copying copies the view. Thread: any; the memory has its owner's rules.

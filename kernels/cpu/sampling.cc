@@ -6,7 +6,7 @@
 #include <cmath>
 #include <limits>
 
-#include "kernels/cpu/philox.h"
+#include "kernels/philox.h"
 
 namespace shoal {
 namespace {

@@ -7,7 +7,7 @@
 
 #include "kernels/cpu/dot_rows.h"
 #include "kernels/cpu/element.h"
-#include "kernels/cpu/philox.h"
+#include "kernels/philox.h"
 
 namespace shoal {
 namespace {
