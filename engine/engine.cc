@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "engine/execution/rank_group.h"
+#include "kernels/backends/backend_factory.h"
 
 namespace shoal {
 namespace {
@@ -93,11 +94,18 @@ absl::Status CheckSampling(const SamplingParams& sampling, int64_t vocab_size) {
 absl::StatusOr<std::unique_ptr<RankGroup>> StartRanks(
     const EngineConfig& config, const ModelConfig& model, int32_t max_model_len,
     const std::function<void(const LoadStatus&)>& on_progress) {
+  ASSIGN_OR_RETURN(
+      const BackendFactory backends,
+      BackendFactory::Create(
+          {.device = "cpu", .num_ranks = config.expert_parallel, .num_threads = config.threads}));
   const WorkerConfig worker = {
       .model_directory = config.model_directory,
       .num_ranks = config.expert_parallel,
       .num_redundant_experts = config.num_redundant_experts,
-      .num_threads = config.threads,
+      .make_backend =
+          [backends](int rank, std::unique_ptr<Communicator> communicator) {
+            return backends.Make(rank, std::move(communicator));
+          },
       .runner = {.model = model,
                  .dtype = ChooseDType(config, model),
                  .max_num_batched_tokens = config.max_num_batched_tokens,
@@ -105,7 +113,8 @@ absl::StatusOr<std::unique_ptr<RankGroup>> StartRanks(
                  .kv_cache = {.block_size = config.block_size,
                               .max_model_len = max_model_len,
                               .max_num_seqs = config.max_num_seqs,
-                              .memory_bytes = config.kv_cache_memory_bytes}}};
+                              .memory_bytes = config.kv_cache_memory_bytes,
+                              .exclusive_device = !backends.is_cpu()}}};
   return RankGroup::Start(worker, [&on_progress](int64_t done_bytes, int64_t total_bytes) {
     const double total = static_cast<double>(std::max<int64_t>(total_bytes, 1));
     on_progress({"loading weights", static_cast<double>(done_bytes) / total});

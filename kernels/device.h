@@ -44,6 +44,16 @@ class Device {
   /// Copies a host tensor, converted to `dtype`. For vectors: norms, biases, tables.
   virtual absl::StatusOr<Tensor> LoadTensor(const Tensor& host, DType dtype) = 0;
 
+  /// A weight of zeros, whose elements are still to be made on the device (Ops::FillNormal): they
+  /// lie one after the other, in an order of the backend's own. INVALID_ARGUMENT: the backend has
+  /// no such weights.
+  virtual absl::StatusOr<Weight> AllocateWeight(int64_t out_features, int64_t in_features,
+                                                DType dtype) = 0;
+
+  /// The same of experts, which lie one after the other.
+  virtual absl::StatusOr<FfnWeights> AllocateFfn(int64_t num_experts, int64_t hidden_size,
+                                                 int64_t width, DType dtype) = 0;
+
   /// Stores the host matrices [rows_i, in_features] one under the other as one weight, converted to
   /// `dtype`. The host memory is not used after the call.
   virtual absl::StatusOr<Weight> LoadWeight(std::span<const Tensor> row_blocks, DType dtype) = 0;
@@ -64,7 +74,7 @@ class Device {
   /// Enqueues what `graph` recorded. It outlives the run.
   virtual void Replay(const Graph& graph) = 0;
 
-  /// The number of the last thing enqueued so far, for Wait().
+  /// The number of the last thing enqueued so far, for Wait(); 0: nothing is pending.
   virtual int64_t Mark() = 0;
 
   /// Waits for all that was enqueued before `mark` was taken. INTERNAL if the device failed or

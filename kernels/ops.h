@@ -153,6 +153,11 @@ class Ops {
   /// al. 2011), key = seed, counter = position. No row reads a history entry that another one of
   /// the call records. What is recorded is the row's token_id, also a negative one.
   virtual void Sample(const Tensor& logits, const SamplingInputs& inputs, const Tensor& out) = 0;
+
+  /// out[i] = a random number, nearly normally distributed with mean 0 and deviation `stddev`, that
+  /// depends on `seed` and i alone: the same bits on every backend (kernels/normal.h). float32 or
+  /// bfloat16, of any shape.
+  virtual void FillNormal(const Tensor& out, uint64_t seed, float stddev) = 0;
 };
 
 }  // namespace shoal

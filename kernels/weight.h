@@ -18,8 +18,8 @@ struct Weight {
   bool empty() const { return data == nullptr; }
 };
 
-/// Gated feed-forward networks down(silu(gate(x)) * up(x)), one per expert. A dense or shared
-/// network is one expert. gate, up: [width, hidden_size]; down: [hidden_size, width].
+/// Gated feed-forward networks down(silu(gate(x)) * up(x)), one per expert. A dense network is one
+/// expert. gate, up: [width, hidden_size]; down: [hidden_size, width].
 struct FfnWeights {
   DType dtype = DType::kFloat32;
   int64_t num_experts = 0;

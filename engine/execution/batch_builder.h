@@ -2,22 +2,36 @@
 #pragma once
 
 #include <cstdint>
-#include <span>
-#include <vector>
+#include <utility>
 
+#include "engine/execution/input_buffer.h"
 #include "engine/model/forward_batch.h"
 #include "engine/scheduler/scheduled_batch.h"
 #include "kernels/device.h"
 
 namespace shoal {
 
+/// What the ops see of the size of a step. The same shape means the same tensors at the same
+/// addresses.
+struct BatchShape {
+  int64_t num_tokens = 0;
+  int64_t num_sequences = 0;
+  int64_t max_query_len = 0;    // no sequence has more tokens in this step
+  int64_t max_context_len = 0;  // nor more up to its last one
+  bool padded = false;          // the last tokens and sequences may be padding
+
+  /// Without padding.
+  static BatchShape Of(const ScheduledBatch& batch);
+};
+
 /// A rank's part of a step on its device.
 struct BatchInputs {
   ForwardBatch forward;  // its token_ids as scheduled: some may still have to be resolved
-  Tensor history_slots;  // [num_tokens] int32: the row of the token history of each token
+  Tensor history_slots;  // [num_tokens] int32: the row of the token history of each token; -1 for
+                         // a padding token
 };
 
-/// Owns the step's input tensors, of the largest size, and their host copies. Thread: worker.
+/// Owns the step's inputs, of the largest size. Thread: worker.
 class BatchBuilder {
  public:
   struct Limits {
@@ -27,32 +41,27 @@ class BatchBuilder {
     int64_t block_size = 0;     // tokens per block
   };
 
+  /// Bytes on the device.
+  static int64_t DeviceBytes(const Limits& limits);
+
   /// `device` outlives the builder. RESOURCE_EXHAUSTED if it has too little memory.
   static absl::StatusOr<BatchBuilder> Create(const Limits& limits, Device* device);
 
-  /// Lays the batch out and enqueues the copies to the device; the last ones must be done by then.
-  /// `batch` stays untouched until these are. The result is good until the next call.
-  BatchInputs Build(const ScheduledBatch& batch);
+  /// Lays the batch out and enqueues its copy to the device. `shape` is the batch's own, or a
+  /// padded one that it fits into. The result is good for what is enqueued before the next call;
+  /// its rank_tokens are the batch's.
+  BatchInputs Build(const ScheduledBatch& batch, const BatchShape& shape);
 
  private:
-  /// One int32 input, on the host and on the device.
-  struct Input {
-    std::vector<int32_t> host;
-    Tensor device;
-  };
-
-  BatchBuilder(const Limits& limits, Device* device) : limits_(limits), device_(device) {}
-  void Add(const ScheduledSequence& sequence, std::span<const int32_t> blocks);
-  Tensor Upload(std::span<const int32_t> values, const Tensor& input, int64_t num_rows);
+  BatchBuilder(const Limits& limits, InputBuffer buffer)
+      : limits_(limits), buffer_(std::move(buffer)) {}
+  int64_t NumBlocks(int64_t context_len) const;
+  BatchInputs Place(const BatchShape& shape);
+  void Write(const ScheduledBatch& batch, const BatchInputs& inputs);
+  void WriteBlockTables(const ScheduledBatch& batch, const Tensor& block_tables);
 
   Limits limits_;
-  Device* device_;
-  Tensor token_ids_;     // [num_tokens]
-  Input positions_;      // [num_tokens]
-  Input slot_mapping_;   // [num_tokens]
-  Input history_slots_;  // [num_tokens]
-  Input cu_seqlens_;     // [num_sequences + 1]
-  Input block_tables_;   // [num_sequences, max_blocks]; past a sequence's blocks: 0
+  InputBuffer buffer_;
 };
 
 }  // namespace shoal

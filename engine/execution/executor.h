@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <span>
 
+#include "engine/execution/memory_plan.h"
 #include "engine/scheduler/scheduled_batch.h"
 
 namespace shoal {
@@ -18,6 +19,9 @@ class Executor {
 
   /// Blocks of the KV cache of each rank.
   virtual std::span<const int32_t> num_kv_blocks() const = 0;
+
+  /// What the memory of each rank's device is for; empty where nobody knows.
+  virtual std::span<const MemoryPlan> memory_plans() const { return {}; }
 
   /// Hands over the next step; returns at once. At most kMaxInFlight are in flight.
   virtual void Post(ScheduledStep step) = 0;

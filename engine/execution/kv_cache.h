@@ -12,19 +12,20 @@ namespace shoal {
 
 /// What the size of the KV cache depends on, on all ranks together.
 struct KvCacheConfig {
-  int64_t block_size = 0;     // tokens per block
-  int64_t max_model_len = 0;  // tokens of one sequence
-  int64_t max_num_seqs = 0;   // sequences that run at once
-  int64_t memory_bytes = 0;   // 0: automatic
+  int64_t block_size = 0;         // tokens per block
+  int64_t max_model_len = 0;      // tokens of one sequence
+  int64_t max_num_seqs = 0;       // sequences that run at once
+  int64_t memory_bytes = 0;       // 0: automatic
+  bool exclusive_device = false;  // nobody else wants the device's memory: automatic takes it all
 };
 
 /// Bytes of one token's keys and values in all layers.
 int64_t KvBytesPerToken(const ModelConfig& model, DType dtype);
 
-/// How many blocks the cache of one of `num_ranks` gets: as many as its part of memory_bytes holds;
-/// or, if that is 0, enough for its part of max_num_seqs sequences of max_model_len tokens, but no
-/// more than half of its `free_bytes`. RESOURCE_EXHAUSTED, with what is needed and what to change,
-/// if not even one sequence would fit.
+/// How many blocks the cache of one of `num_ranks` gets: as many as its part of memory_bytes holds.
+/// If that is 0: as many as `free_bytes` hold on an exclusive device; on another enough for its
+/// part of max_num_seqs sequences of max_model_len tokens, but no more than half of `free_bytes`.
+/// RESOURCE_EXHAUSTED, with what is needed and what to change, if not even one sequence would fit.
 absl::StatusOr<int32_t> ChooseNumBlocks(const KvCacheConfig& config, int num_ranks,
                                         int64_t bytes_per_token, int64_t free_bytes);
 

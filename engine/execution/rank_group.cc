@@ -7,8 +7,6 @@
 #include <utility>
 
 #include "kernels/comm/local_group.h"
-#include "kernels/cpu/machine.h"
-#include "kernels/cpu/thread_pool.h"
 
 namespace shoal {
 namespace {
@@ -36,13 +34,6 @@ class GroupProgress {
   std::vector<int64_t> total_bytes_;
 };
 
-/// An even part of the threads, at least one, and of the memory.
-CpuBackendOptions PartOf(const CpuBackendOptions& whole, int rank, int num_ranks) {
-  const int num_threads = whole.num_threads / num_ranks + (rank < whole.num_threads % num_ranks);
-  return {.num_threads = std::max(num_threads, 1),
-          .memory_limit_bytes = whole.memory_limit_bytes / num_ranks};
-}
-
 /// `status`, saying whose it is if there are several ranks.
 absl::Status OfRank(size_t rank, size_t num_ranks, const absl::Status& status) {
   if (status.ok() || num_ranks == 1) return status;
@@ -55,23 +46,16 @@ absl::Status OfRank(size_t rank, size_t num_ranks, const absl::Status& status) {
 absl::StatusOr<std::unique_ptr<RankGroup>> RankGroup::Start(const WorkerConfig& config,
                                                             LoadProgress progress) {
   const int num_ranks = config.num_ranks;
-  ASSIGN_OR_RETURN(const ExpertPlacement placement,
-                   ExpertPlacement::Create(config.runner.model.n_routed_experts, num_ranks,
-                                           config.num_redundant_experts));
-  // Seen before any rank takes its part.
-  const CpuBackendOptions machine = {
-      .num_threads = config.num_threads > 0 ? config.num_threads
-                                            : std::min(AvailableCores(), ThreadPool::kMaxThreads),
-      .memory_limit_bytes = AvailableMemoryBytes()};
+  ASSIGN_OR_RETURN(
+      const ExpertPlacement placement,
+      ExpertPlacement::Create(config.runner.model, num_ranks, config.num_redundant_experts));
   const auto group_progress = std::make_shared<GroupProgress>(num_ranks, std::move(progress));
   auto communicators = MakeLocalGroup(num_ranks);
   std::unique_ptr<RankGroup> group(new RankGroup);
   for (int rank = 0; rank < num_ranks; ++rank) {
     ASSIGN_OR_RETURN(
         auto worker,
-        Worker::Launch(config, placement,
-                       {.communicator = std::move(communicators[rank]),
-                        .backend = PartOf(machine, rank, num_ranks)},
+        Worker::Launch(config, placement, std::move(communicators[rank]),
                        [group_progress, rank](int64_t done_bytes, int64_t total_bytes) {
                          group_progress->Add(rank, done_bytes, total_bytes);
                        }));
@@ -79,9 +63,10 @@ absl::StatusOr<std::unique_ptr<RankGroup>> RankGroup::Start(const WorkerConfig& 
   }
   absl::Status status;
   for (size_t rank = 0; rank < group->workers_.size(); ++rank) {
-    const absl::StatusOr<int32_t> num_blocks = group->workers_[rank]->WaitUntilReady();
-    status.Update(OfRank(rank, group->workers_.size(), num_blocks.status()));
-    group->num_kv_blocks_.push_back(num_blocks.value_or(0));
+    const absl::StatusOr<MemoryPlan> plan = group->workers_[rank]->WaitUntilReady();
+    status.Update(OfRank(rank, group->workers_.size(), plan.status()));
+    group->memory_plans_.push_back(plan.value_or(MemoryPlan()));
+    group->num_kv_blocks_.push_back(group->memory_plans_.back().num_kv_blocks);
   }
   RETURN_IF_ERROR(status);
   return group;
@@ -100,6 +85,7 @@ void RankGroup::Post(ScheduledStep step) {
 
 StepResult RankGroup::Take() {
   StepResult result;
+  for (const auto& worker : workers_) worker->Ask();
   for (size_t rank = 0; rank < workers_.size(); ++rank) {
     absl::StatusOr<std::vector<SampledRow>> rows = workers_[rank]->Take();
     result.status.Update(OfRank(rank, workers_.size(), rows.status()));

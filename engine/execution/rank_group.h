@@ -21,6 +21,7 @@ class RankGroup final : public Executor {
   ~RankGroup() override;
 
   std::span<const int32_t> num_kv_blocks() const override { return num_kv_blocks_; }
+  std::span<const MemoryPlan> memory_plans() const override { return memory_plans_; }
   void Post(ScheduledStep step) override;
   StepResult Take() override;
 
@@ -29,6 +30,7 @@ class RankGroup final : public Executor {
 
   std::vector<std::unique_ptr<Worker>> workers_;
   std::vector<int32_t> num_kv_blocks_;
+  std::vector<MemoryPlan> memory_plans_;
 };
 
 }  // namespace shoal

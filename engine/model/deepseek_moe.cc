@@ -76,43 +76,53 @@ absl::Status DeepseekMoe::MakeRopeTable(int64_t max_positions) {
   return absl::OkStatus();
 }
 
-absl::Status DeepseekMoe::AllocateActivations(DType dtype, const Limits& limits) {
-  const AttentionShape heads = config_.attention_shape();
+std::vector<DeepseekMoe::ActivationSpec> DeepseekMoe::ActivationSpecs(const ModelConfig& config,
+                                                                      DType dtype,
+                                                                      const Limits& limits,
+                                                                      int num_ranks) {
+  using A = Activations;
+  const AttentionShape heads = config.attention_shape();
   const int64_t tokens = limits.max_tokens;
   const int64_t rows = limits.max_logits_rows;
-  const int64_t hidden = config_.hidden_size;
-  const int64_t vocab = limits.vocab_limit > 0 ? limits.vocab_limit : config_.vocab_size;
+  const int64_t hidden = config.hidden_size;
+  const int64_t routes = config.num_routes();
+  const int64_t vocab = limits.vocab_limit > 0 ? limits.vocab_limit : config.vocab_size;
   const int64_t qkv_width = (heads.num_heads + 2L * heads.num_kv_heads) * heads.head_dim;
-  Device& device = *backend_->device;
-  Activations& a = activations_;
-  ASSIGN_OR_RETURN(a.residual, device.Allocate(dtype, {tokens, hidden}));
-  ASSIGN_OR_RETURN(a.normed, device.Allocate(dtype, {tokens, hidden}));
-  ASSIGN_OR_RETURN(a.qkv, device.Allocate(dtype, {tokens, qkv_width}));
-  ASSIGN_OR_RETURN(a.attention,
-                   device.Allocate(dtype, {tokens, heads.num_heads * int64_t{heads.head_dim}}));
-  ASSIGN_OR_RETURN(a.delta, device.Allocate(dtype, {tokens, hidden}));
-  RETURN_IF_ERROR(AllocateExpertActivations(dtype, tokens));
-  ASSIGN_OR_RETURN(a.logits_hidden, device.Allocate(dtype, {rows, hidden}));
-  ASSIGN_OR_RETURN(a.logits_normed, device.Allocate(dtype, {rows, hidden}));
-  ASSIGN_OR_RETURN(a.logits, device.Allocate(DType::kFloat32, {rows, vocab}));
-  return absl::OkStatus();
+  std::vector<ActivationSpec> specs = {
+      {&A::residual, dtype, {tokens, hidden}},
+      {&A::normed, dtype, {tokens, hidden}},
+      {&A::qkv, dtype, {tokens, qkv_width}},
+      {&A::attention, dtype, {tokens, heads.num_heads * int64_t{heads.head_dim}}},
+      {&A::delta, dtype, {tokens, hidden}},
+      {&A::logits_normed, dtype, {rows, hidden}},
+      {&A::logits, DType::kFloat32, {rows, vocab}}};
+  if (config.n_routed_experts == 0) return specs;
+  specs.push_back({&A::expert_ids, DType::kInt32, {tokens, routes}});
+  specs.push_back({&A::expert_weights, DType::kFloat32, {tokens, routes}});
+  specs.push_back({&A::expert_rows, dtype, {tokens, routes, hidden}});
+  if (num_ranks == 1) return specs;
+  specs.push_back({&A::places, DType::kInt32, {tokens, routes}});
+  specs.push_back({&A::gathered_normed, dtype, {tokens, hidden}});
+  specs.push_back({&A::gathered_places, DType::kInt32, {tokens, routes}});
+  specs.push_back({&A::gathered_rows, dtype, {tokens, routes, hidden}});
+  return specs;
 }
 
-absl::Status DeepseekMoe::AllocateExpertActivations(DType dtype, int64_t max_tokens) {
-  if (config_.n_routed_experts == 0) return absl::OkStatus();
-  const int64_t hidden = config_.hidden_size;
-  const int64_t top_k = config_.num_experts_per_tok;
-  Device& device = *backend_->device;
-  Activations& a = activations_;
-  ASSIGN_OR_RETURN(a.expert_ids, device.Allocate(DType::kInt32, {max_tokens, top_k}));
-  ASSIGN_OR_RETURN(a.expert_weights, device.Allocate(DType::kFloat32, {max_tokens, top_k}));
-  ASSIGN_OR_RETURN(a.expert_rows, device.Allocate(dtype, {max_tokens, top_k, hidden}));
-  ASSIGN_OR_RETURN(a.shared, device.Allocate(dtype, {max_tokens, hidden}));
-  if (backend_->communicator->size() == 1) return absl::OkStatus();
-  ASSIGN_OR_RETURN(a.places, device.Allocate(DType::kInt32, {max_tokens, top_k}));
-  ASSIGN_OR_RETURN(a.gathered_normed, device.Allocate(dtype, {max_tokens, hidden}));
-  ASSIGN_OR_RETURN(a.gathered_places, device.Allocate(DType::kInt32, {max_tokens, top_k}));
-  ASSIGN_OR_RETURN(a.gathered_rows, device.Allocate(dtype, {max_tokens, top_k, hidden}));
+int64_t DeepseekMoe::DeviceBytes(const ModelConfig& config, DType dtype, const Limits& limits,
+                                 int num_ranks) {
+  const int64_t rope_elements = limits.max_positions * (config.head_dim() / 2) * 2;
+  int64_t bytes = rope_elements * SizeOf(DType::kFloat32);
+  for (const ActivationSpec& spec : ActivationSpecs(config, dtype, limits, num_ranks)) {
+    bytes += Tensor(nullptr, spec.dtype, spec.shape).size_bytes();
+  }
+  return bytes;
+}
+
+absl::Status DeepseekMoe::AllocateActivations(DType dtype, const Limits& limits) {
+  const int num_ranks = backend_->communicator->size();
+  for (const ActivationSpec& spec : ActivationSpecs(config_, dtype, limits, num_ranks)) {
+    ASSIGN_OR_RETURN(activations_.*spec.tensor, backend_->device->Allocate(spec.dtype, spec.shape));
+  }
   return absl::OkStatus();
 }
 
@@ -125,15 +135,19 @@ void DeepseekMoe::Forward(const ForwardBatch& batch, std::span<const Tensor> kv_
   Ops& ops = *backend_->ops;
   const Tensor residual = activations_.residual.Rows(0, num_tokens_);
   const Tensor normed = activations_.normed.Rows(0, num_tokens_);
-  const Tensor delta = activations_.delta.Rows(0, num_tokens_);
 
   ops.Embed(batch.token_ids, weights_.embedding, residual);
+  ops.AddRmsNorm({}, residual, weights_.layers.front().input_norm, normed);
   for (size_t i = 0; i < weights_.layers.size(); ++i) {
     const LayerWeights& layer = weights_.layers[i];
-    ops.AddRmsNorm({}, residual, layer.input_norm, config_.rms_norm_eps, normed);
+    const bool is_last = i + 1 == weights_.layers.size();
+    const Norm& next_norm = is_last ? weights_.norm : weights_.layers[i + 1].input_norm;
     Attention(layer, batch, kv_layers[i]);
-    ops.AddRmsNorm(delta, residual, layer.post_attention_norm, config_.rms_norm_eps, normed);
-    FeedForward(layer);
+    if (layer.router.weight.empty()) {
+      DenseLayer(layer, next_norm);
+    } else {
+      MoeLayer(layer, batch.num_tokens, next_norm);
+    }
   }
 }
 
@@ -141,19 +155,26 @@ void DeepseekMoe::WarmUp() {
   num_tokens_ = activations_.residual.shape[0];
   rank_tokens_ = {};
   Ops& ops = *backend_->ops;
-  const auto warm_up = [&](bool routed) {
-    const auto found = std::ranges::find(weights_.layers, routed, [](const LayerWeights& weights) {
-      return !weights.router.empty();
+  const Activations& a = activations_;
+  const auto find_layer = [&](bool routed) {
+    return std::ranges::find(weights_.layers, routed, [](const LayerWeights& layer) {
+      return !layer.router.weight.empty();
     });
-    if (found == weights_.layers.end()) return;
-    LayerWeights layer = *found;
-    layer.experts.first_expert = 0;  // zeros go to the first experts: they shall be local
-    ops.Linear(activations_.normed, layer.qkv, layer.qkv_bias, activations_.qkv);
-    ops.Linear(activations_.attention, layer.o, layer.o_bias, activations_.delta);
-    FeedForward(layer);
   };
-  warm_up(false);
-  warm_up(true);
+  const LayerWeights& any = weights_.layers.front();
+  ops.Linear(a.normed, any.qkv, any.qkv_bias, a.qkv);
+  ops.Linear(a.attention, any.o, any.o_bias, a.delta);
+  if (const auto dense = find_layer(false); dense != weights_.layers.end()) {
+    DenseLayer(*dense, weights_.norm);
+  }
+  if (const auto moe = find_layer(true); moe != weights_.layers.end()) {
+    const Routing routing = StepRouting({});
+    ops.AddRmsNormRoute(a.delta, a.residual, moe->post_attention_norm, moe->router, a.normed,
+                        routing);
+    ChooseLocalExperts(moe->experts);
+    ops.ExpertFfn(a.normed, routing.expert_ids, moe->experts, a.expert_rows);
+    ops.Combine(a.expert_rows, routing, a.residual, weights_.norm, a.normed);
+  }
 }
 
 /// normed -> delta: causal self-attention (model spec 2.4 to 2.6).
@@ -169,35 +190,35 @@ void DeepseekMoe::Attention(const LayerWeights& layer, const ForwardBatch& batch
   ops.Linear(attention, layer.o, layer.o_bias, activations_.delta.Rows(0, num_tokens_));
 }
 
-/// normed -> added to residual: a dense network or experts.
-void DeepseekMoe::FeedForward(const LayerWeights& layer) {
-  if (!layer.router.empty()) return MoeLayer(layer);
+/// delta -> added to residual, and what one network makes of it too; normed for the next stage.
+void DeepseekMoe::DenseLayer(const LayerWeights& layer, const Norm& next_norm) {
+  Ops& ops = *backend_->ops;
+  const Tensor residual = activations_.residual.Rows(0, num_tokens_);
+  const Tensor normed = activations_.normed.Rows(0, num_tokens_);
   const Tensor delta = activations_.delta.Rows(0, num_tokens_);
-  backend_->ops->DenseFfn(activations_.normed.Rows(0, num_tokens_), layer.dense, delta);
-  backend_->ops->Combine({}, {}, delta, activations_.residual.Rows(0, num_tokens_));
+  ops.AddRmsNorm(delta, residual, layer.post_attention_norm, normed);
+  ops.DenseFfn(normed, layer.dense, delta);
+  ops.AddRmsNorm(delta, residual, next_norm, normed);
 }
 
-/// normed -> added to residual: routed and shared experts (arXiv 2401.06066, equations 9 to 11).
-void DeepseekMoe::MoeLayer(const LayerWeights& layer) {
+/// The same with routed and shared experts (arXiv 2401.06066, equations 9 to 11).
+void DeepseekMoe::MoeLayer(const LayerWeights& layer, const Tensor& num_tokens,
+                           const Norm& next_norm) {
   Ops& ops = *backend_->ops;
+  const Tensor residual = activations_.residual.Rows(0, num_tokens_);
   const Tensor normed = activations_.normed.Rows(0, num_tokens_);
+  const Tensor delta = activations_.delta.Rows(0, num_tokens_);
   const Tensor rows = activations_.expert_rows.Rows(0, num_tokens_);
-  const Routing routing = {activations_.expert_ids.Rows(0, num_tokens_),
-                           activations_.expert_weights.Rows(0, num_tokens_)};
-  ops.RouteTopK(normed, layer.router, config_.norm_topk_prob, routing);
-  RoutedExperts(layer.experts, routing.expert_ids, rows);
-  Tensor shared;
-  if (!layer.shared.empty()) {
-    shared = activations_.shared.Rows(0, num_tokens_);
-    ops.DenseFfn(normed, layer.shared, shared);
-  }
-  ops.Combine(rows, routing, shared, activations_.residual.Rows(0, num_tokens_));
+  const Routing routing = StepRouting(num_tokens);
+  ops.AddRmsNormRoute(delta, residual, layer.post_attention_norm, layer.router, normed, routing);
+  Experts(layer.experts, routing.expert_ids, rows);
+  ops.Combine(rows, routing, residual, next_norm, normed);
 }
 
 /// rows[t, k] = expert expert_ids[t, k] of normed[t], wherever that expert is: every rank gets the
 /// tokens of all, computes its experts, and sends their rows home.
-void DeepseekMoe::RoutedExperts(const LocalExperts& experts, const Tensor& expert_ids,
-                                const Tensor& rows) {
+void DeepseekMoe::Experts(const LocalExperts& experts, const Tensor& expert_ids,
+                          const Tensor& rows) {
   Ops& ops = *backend_->ops;
   const Tensor normed = activations_.normed.Rows(0, num_tokens_);
   if (rank_tokens_.size() <= 1) return ops.ExpertFfn(normed, expert_ids, experts, rows);
@@ -216,14 +237,30 @@ void DeepseekMoe::RoutedExperts(const LocalExperts& experts, const Tensor& exper
   ranks.ReturnRows(all_rows, places, weights_.experts_per_rank, rank_tokens_, rows);
 }
 
+Routing DeepseekMoe::StepRouting(const Tensor& num_tokens) const {
+  return {.expert_ids = activations_.expert_ids.Rows(0, num_tokens_),
+          .weights = activations_.expert_weights.Rows(0, num_tokens_),
+          .num_tokens = num_tokens};
+}
+
+/// Sends each token of the step to as many of this rank's experts as one token can go to.
+void DeepseekMoe::ChooseLocalExperts(const LocalExperts& experts) {
+  const Tensor expert_ids = activations_.expert_ids.Rows(0, num_tokens_);
+  const int64_t routes = config_.num_routes();
+  std::vector<int32_t> ids(static_cast<size_t>(num_tokens_ * routes), -1);
+  for (int64_t i = 0; i < std::ssize(ids); ++i) {
+    if (i % routes >= experts.weights.num_experts) continue;
+    ids[static_cast<size_t>(i)] = static_cast<int32_t>(experts.first_expert + i % routes);
+  }
+  backend_->device->CopyFromHost(ids.data(), expert_ids);
+}
+
 Tensor DeepseekMoe::Logits(const Tensor& row_ids) {
   Ops& ops = *backend_->ops;
   const int64_t rows = row_ids.shape[0];
-  const Tensor hidden = activations_.logits_hidden.Rows(0, rows);
   const Tensor normed = activations_.logits_normed.Rows(0, rows);
   const Tensor logits = activations_.logits.Rows(0, rows);
-  ops.GatherRows(activations_.residual.Rows(0, num_tokens_), row_ids, hidden);
-  ops.AddRmsNorm({}, hidden, weights_.norm, config_.rms_norm_eps, normed);
+  ops.GatherRows(activations_.normed, row_ids, normed);
   ops.Linear(normed, weights_.lm_head, {}, logits);
   return logits;
 }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <vector>
 
 #include "engine/model/forward_batch.h"
 #include "engine/model/model_config.h"
@@ -22,6 +23,10 @@ class DeepseekMoe {
     int64_t vocab_limit = 0;      // logits are computed for token ids below this; 0: vocab_size
   };
 
+  /// Bytes that a model takes on the device of one of `num_ranks`, beside its weights.
+  static int64_t DeviceBytes(const ModelConfig& config, DType dtype, const Limits& limits,
+                             int num_ranks);
+
   /// `backend` outlives the model. RESOURCE_EXHAUSTED if the activations do not fit the device.
   static absl::StatusOr<std::unique_ptr<DeepseekMoe>> Create(const ModelConfig& config,
                                                              ModelWeights weights, DType dtype,
@@ -39,47 +44,55 @@ class DeepseekMoe {
   /// still computes its experts for the others.
   void Forward(const ForwardBatch& batch, std::span<const Tensor> kv_layers);
 
-  /// Logits of tokens of the last Forward(). row_ids [num_rows] int32; the result [num_rows,
-  /// vocab_limit] float32 is overwritten by the next call.
+  /// Logits of tokens of the last Forward(), be it a recorded one. row_ids [num_rows] int32; the
+  /// result [num_rows, vocab_limit] float32 is overwritten by the next call.
   Tensor Logits(const Tensor& row_ids);
 
  private:
   /// Buffers of one step; each call uses their first rows.
   struct Activations {
     Tensor residual;        // [max_tokens, hidden_size]
-    Tensor normed;          // [max_tokens, hidden_size]
+    Tensor normed;          // [max_tokens, hidden_size] what the next stage reads
     Tensor qkv;             // [max_tokens, (num_heads + 2 num_kv_heads) * head_dim]
     Tensor attention;       // [max_tokens, num_heads * head_dim]
     Tensor delta;           // [max_tokens, hidden_size] output of attention or dense network
-    Tensor expert_ids;      // [max_tokens, top_k] int32
-    Tensor expert_weights;  // [max_tokens, top_k] float32
-    Tensor expert_rows;     // [max_tokens, top_k, hidden_size]
-    Tensor shared;          // [max_tokens, hidden_size]
-    // What RoutedExperts() exchanges, if there are several ranks.
-    Tensor places;           // [max_tokens, top_k] int32
+    Tensor expert_ids;      // [max_tokens, num_routes] int32
+    Tensor expert_weights;  // [max_tokens, num_routes] float32
+    Tensor expert_rows;     // [max_tokens, num_routes, hidden_size]
+    // What Experts() exchanges, if there are several ranks.
+    Tensor places;           // [max_tokens, num_routes] int32
     Tensor gathered_normed;  // [max_tokens, hidden_size]
-    Tensor gathered_places;  // [max_tokens, top_k] int32
-    Tensor gathered_rows;    // [max_tokens, top_k, hidden_size]
-    Tensor logits_hidden;    // [max_logits_rows, hidden_size]
+    Tensor gathered_places;  // [max_tokens, num_routes] int32
+    Tensor gathered_rows;    // [max_tokens, num_routes, hidden_size]
     Tensor logits_normed;    // [max_logits_rows, hidden_size]
     Tensor logits;           // [max_logits_rows, vocab_limit] float32
   };
 
+  /// One of the buffers, before it is allocated.
+  struct ActivationSpec {
+    Tensor Activations::* tensor = nullptr;
+    DType dtype = DType::kFloat32;
+    std::vector<int64_t> shape;
+  };
+
   DeepseekMoe(const ModelConfig& config, ModelWeights weights, Backend* backend);
+  static std::vector<ActivationSpec> ActivationSpecs(const ModelConfig& config, DType dtype,
+                                                     const Limits& limits, int num_ranks);
   absl::Status MakeRopeTable(int64_t max_positions);
   absl::Status AllocateActivations(DType dtype, const Limits& limits);
-  absl::Status AllocateExpertActivations(DType dtype, int64_t max_tokens);
   void Attention(const LayerWeights& layer, const ForwardBatch& batch, const Tensor& kv);
-  void FeedForward(const LayerWeights& layer);
-  void MoeLayer(const LayerWeights& layer);
-  void RoutedExperts(const LocalExperts& experts, const Tensor& expert_ids, const Tensor& rows);
+  void DenseLayer(const LayerWeights& layer, const Norm& next_norm);
+  void MoeLayer(const LayerWeights& layer, const Tensor& num_tokens, const Norm& next_norm);
+  void Experts(const LocalExperts& experts, const Tensor& expert_ids, const Tensor& rows);
+  Routing StepRouting(const Tensor& num_tokens) const;
+  void ChooseLocalExperts(const LocalExperts& experts);
 
   const ModelConfig config_;
   ModelWeights weights_;
   Backend* const backend_;
   Tensor rope_table_;  // [max_positions, head_dim / 2, 2] float32
   Activations activations_;
-  // Of the last Forward().
+  // Of the running Forward().
   int64_t num_tokens_ = 0;
   std::span<const int64_t> rank_tokens_;
 };

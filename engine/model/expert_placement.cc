@@ -19,8 +19,9 @@ absl::Status CheckRange(const char* field, int value, int min, int max) {
 
 }  // namespace
 
-absl::StatusOr<ExpertPlacement> ExpertPlacement::Create(int num_experts, int num_ranks,
+absl::StatusOr<ExpertPlacement> ExpertPlacement::Create(const ModelConfig& model, int num_ranks,
                                                         int num_redundant_experts) {
+  const int num_experts = model.n_routed_experts;
   const int max_ranks = num_experts > 0 ? num_experts : std::numeric_limits<int>::max();
   RETURN_IF_ERROR(CheckRange("num_ranks", num_ranks, 1, max_ranks));
   RETURN_IF_ERROR(CheckRange("num_redundant_experts", num_redundant_experts, 0,
@@ -36,7 +37,10 @@ absl::StatusOr<ExpertPlacement> ExpertPlacement::Create(int num_experts, int num
     };
     std::ranges::min_element(experts, {}, cost)->push_back(expert);
   }
-  return FromTable(num_experts, std::move(experts));
+  for (std::vector<int>& rank : experts) {
+    for (int shared = num_experts; shared < model.num_experts(); ++shared) rank.push_back(shared);
+  }
+  return FromTable(model.num_experts(), std::move(experts));
 }
 
 absl::StatusOr<ExpertPlacement> ExpertPlacement::FromTable(int num_experts,

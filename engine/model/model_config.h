@@ -52,6 +52,11 @@ struct ModelConfig {
   bool is_moe_layer(int layer) const {
     return n_routed_experts > 0 && layer >= first_k_dense_replace && layer % moe_layer_freq == 0;
   }
+  /// Experts of a MoE layer: the routed ones, then the shared ones.
+  int num_experts() const { return n_routed_experts > 0 ? n_routed_experts + n_shared_experts : 0; }
+  /// Experts that one token goes to.
+  int num_routes() const { return num_experts_per_tok + n_shared_experts; }
+  /// Width of the network that a checkpoint holds for all shared experts together.
   int64_t shared_width() const { return n_shared_experts * moe_intermediate_size; }
   AttentionShape attention_shape() const {
     return {num_attention_heads, num_key_value_heads, head_dim()};

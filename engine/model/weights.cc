@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstring>
 #include <span>
 #include <string>
 #include <utility>
@@ -40,6 +41,33 @@ absl::StatusOr<Checkpoint::Tensors> SelectTensors(const ModelConfig& config,
   return selected;
 }
 
+/// The columns [begin, begin + count) of a host matrix, copied to `to`.
+void CopyColumns(const Tensor& matrix, int64_t begin, int64_t count, std::byte* to) {
+  const int64_t row_bytes = matrix.shape[1] * SizeOf(matrix.dtype);
+  const int64_t bytes = count * SizeOf(matrix.dtype);
+  const std::byte* from = matrix.as<const std::byte>() + begin * SizeOf(matrix.dtype);
+  for (int64_t row = 0; row < matrix.shape[0]; ++row) {
+    std::memcpy(to + row * bytes, from + row * row_bytes, static_cast<size_t>(bytes));
+  }
+}
+
+/// A host network cut into `count` networks of equal width, the sum of whose results is its own.
+/// `memory` holds what has to be copied.
+std::vector<HostFfn> CutWidth(const HostFfn& network, int count, std::vector<std::byte>& memory) {
+  const int64_t hidden_size = network.down.shape[0];
+  const int64_t width = network.down.shape[1] / count;
+  memory.resize(static_cast<size_t>(network.down.size_bytes()));
+  std::vector<HostFfn> parts;
+  for (int i = 0; i < count; ++i) {
+    std::byte* down = memory.data() + network.down.size_bytes() / count * i;
+    CopyColumns(network.down, i * width, width, down);
+    parts.push_back({.gate = network.gate.Rows(i * width, width),
+                     .up = network.up.Rows(i * width, width),
+                     .down = Tensor(down, network.down.dtype, {hidden_size, width})});
+  }
+  return parts;
+}
+
 /// Moves tensors from the checkpoint to the device, layer by layer.
 class WeightLoader {
  public:
@@ -62,12 +90,11 @@ class WeightLoader {
     for (int i = 0; i < config_.num_hidden_layers; ++i) {
       ASSIGN_OR_RETURN(weights.layers.emplace_back(), LoadLayer(i));
     }
-    ASSIGN_OR_RETURN(weights.norm, LoadVectors({"model.norm.weight"}));
+    ASSIGN_OR_RETURN(weights.norm, LoadNorm("model.norm.weight"));
     weights.lm_head = weights.embedding;
     if (!config_.tie_word_embeddings) {
       ASSIGN_OR_RETURN(weights.lm_head, LoadMatrices({"lm_head.weight"}));
     }
-    RETURN_IF_ERROR(LoadPlaces(weights));
     return weights;
   }
 
@@ -79,7 +106,7 @@ class WeightLoader {
     const std::string v = prefix + ".self_attn.v_proj";
     const std::string o = prefix + ".self_attn.o_proj";
     LayerWeights layer;
-    ASSIGN_OR_RETURN(layer.input_norm, LoadVectors({prefix + ".input_layernorm.weight"}));
+    ASSIGN_OR_RETURN(layer.input_norm, LoadNorm(prefix + ".input_layernorm.weight"));
     ASSIGN_OR_RETURN(layer.qkv, LoadMatrices({q + ".weight", k + ".weight", v + ".weight"}));
     ASSIGN_OR_RETURN(layer.o, LoadMatrices({o + ".weight"}));
     if (config_.attention_bias) {
@@ -87,37 +114,34 @@ class WeightLoader {
       ASSIGN_OR_RETURN(layer.o_bias, LoadVectors({o + ".bias"}));
     }
     ASSIGN_OR_RETURN(layer.post_attention_norm,
-                     LoadVectors({prefix + ".post_attention_layernorm.weight"}));
+                     LoadNorm(prefix + ".post_attention_layernorm.weight"));
     if (config_.is_moe_layer(index)) {
       RETURN_IF_ERROR(LoadMoe(prefix + ".mlp", layer));
     } else {
-      ASSIGN_OR_RETURN(layer.dense, LoadFfn({prefix + ".mlp"}));
+      const HostFfn dense = TakeFfn(prefix + ".mlp");
+      ASSIGN_OR_RETURN(layer.dense, LoadFfn({&dense, 1}));
     }
     return layer;
   }
 
   absl::Status LoadMoe(const std::string& prefix, LayerWeights& layer) {
-    ASSIGN_OR_RETURN(layer.router, LoadMatrices({prefix + ".gate.weight"}));
-    std::vector<std::string> names;
+    ASSIGN_OR_RETURN(layer.router.weight, LoadMatrices({prefix + ".gate.weight"}));
+    layer.router.renormalize = config_.norm_topk_prob;
+    layer.router.num_shared = config_.n_shared_experts;
+    std::vector<std::byte> memory;
+    std::vector<HostFfn> shared;
+    if (config_.n_shared_experts > 0) {
+      shared = CutWidth(TakeFfn(prefix + ".shared_experts"), config_.n_shared_experts, memory);
+    }
+    std::vector<HostFfn> experts;
     for (const int expert : placement_.experts_of(rank_)) {
-      names.push_back(fmt::format("{}.experts.{}", prefix, expert));
+      const int number = expert - config_.n_routed_experts;  // among the shared ones
+      experts.push_back(number >= 0 ? shared[static_cast<size_t>(number)]
+                                    : TakeFfn(fmt::format("{}.experts.{}", prefix, expert)));
     }
     layer.experts.first_expert = rank_ * placement_.experts_per_rank();
-    ASSIGN_OR_RETURN(layer.experts.weights, LoadFfn(names));
-    if (config_.n_shared_experts > 0) {
-      ASSIGN_OR_RETURN(layer.shared, LoadFfn({prefix + ".shared_experts"}));
-    }
+    ASSIGN_OR_RETURN(layer.experts.weights, LoadFfn(experts));
     return absl::OkStatus();
-  }
-
-  absl::Status LoadPlaces(ModelWeights& weights) {
-    weights.experts_per_rank = placement_.experts_per_rank();
-    if (placement_.num_ranks() == 1 || config_.n_routed_experts == 0) return absl::OkStatus();
-    const std::vector<int32_t> places = placement_.PlacesFor(rank_);
-    ASSIGN_OR_RETURN(weights.expert_places,
-                     device_.Allocate(DType::kInt32, {config_.n_routed_experts}));
-    device_.CopyFromHost(places.data(), weights.expert_places);
-    return device_.Synchronize();
   }
 
   /// One weight of all matrices, one under the other.
@@ -130,17 +154,21 @@ class WeightLoader {
     return weight;
   }
 
-  absl::StatusOr<FfnWeights> LoadFfn(const std::vector<std::string>& prefixes) {
-    std::vector<HostFfn> experts;
-    experts.reserve(prefixes.size());
-    for (const std::string& prefix : prefixes) {
-      experts.push_back({.gate = Take(prefix + ".gate_proj.weight"),
-                         .up = Take(prefix + ".up_proj.weight"),
-                         .down = Take(prefix + ".down_proj.weight")});
-    }
+  HostFfn TakeFfn(const std::string& prefix) {
+    return {.gate = Take(prefix + ".gate_proj.weight"),
+            .up = Take(prefix + ".up_proj.weight"),
+            .down = Take(prefix + ".down_proj.weight")};
+  }
+
+  absl::StatusOr<FfnWeights> LoadFfn(std::span<const HostFfn> experts) {
     absl::StatusOr<FfnWeights> weights = device_.LoadFfn(experts, dtype_);
     Report();
     return weights;
+  }
+
+  absl::StatusOr<Norm> LoadNorm(const std::string& name) {
+    ASSIGN_OR_RETURN(const Tensor weight, LoadVectors({name}));
+    return Norm{.weight = weight, .epsilon = config_.rms_norm_eps};
   }
 
   /// One vector of all vectors, one after the other.
@@ -198,10 +226,26 @@ absl::StatusOr<ModelWeights> LoadModelWeights(const ModelConfig& config,
   SHOAL_CHECK(placement.num_ranks() == ranks.size(),
               "a placement on {} ranks, of which there are {}", placement.num_ranks(),
               ranks.size());
+  SHOAL_CHECK(placement.num_experts() == config.num_experts(),
+              "a placement of {} experts, the model has {}", placement.num_experts(),
+              config.num_experts());
   ASSIGN_OR_RETURN(Checkpoint::Tensors tensors,
                    SelectTensors(config, checkpoint, placement.experts_of(ranks.rank())));
   WeightLoader loader(config, std::move(tensors), placement, dtype, backend, progress);
-  return loader.Load();
+  ASSIGN_OR_RETURN(ModelWeights weights, loader.Load());
+  RETURN_IF_ERROR(LoadExpertPlaces(placement, backend, weights));
+  return weights;
+}
+
+absl::Status LoadExpertPlaces(const ExpertPlacement& placement, Backend& backend,
+                              ModelWeights& weights) {
+  weights.experts_per_rank = placement.experts_per_rank();
+  if (placement.num_ranks() == 1 || placement.num_experts() == 0) return absl::OkStatus();
+  const std::vector<int32_t> places = placement.PlacesFor(backend.communicator->rank());
+  ASSIGN_OR_RETURN(weights.expert_places,
+                   backend.device->Allocate(DType::kInt32, {placement.num_experts()}));
+  backend.device->CopyFromHost(places.data(), weights.expert_places);
+  return backend.device->Synchronize();
 }
 
 }  // namespace shoal

@@ -13,26 +13,26 @@ namespace shoal {
 
 /// Weights of one decoder layer. Checkpoint names are below model.layers.{i}.
 struct LayerWeights {
-  Tensor input_norm;           // input_layernorm.weight [hidden_size]
-  Weight qkv;                  // self_attn.{q,k,v}_proj.weight, one under the other
-  Tensor qkv_bias;             // self_attn.{q,k,v}_proj.bias, or empty
-  Weight o;                    // self_attn.o_proj.weight [hidden_size, num_heads * head_dim]
-  Tensor o_bias;               // self_attn.o_proj.bias, or empty
-  Tensor post_attention_norm;  // post_attention_layernorm.weight [hidden_size]
-  FfnWeights dense;            // mlp.{gate,up,down}_proj.weight; empty in a MoE layer
-  Weight router;         // mlp.gate.weight [n_routed_experts, hidden_size]; empty in a dense layer
-  LocalExperts experts;  // mlp.experts.{e}.*, those of this rank, by place
-  FfnWeights shared;     // mlp.shared_experts.*, one network of all shared experts, or empty
+  Norm input_norm;           // input_layernorm.weight
+  Weight qkv;                // self_attn.{q,k,v}_proj.weight, one under the other
+  Tensor qkv_bias;           // self_attn.{q,k,v}_proj.bias, or empty
+  Weight o;                  // self_attn.o_proj.weight [hidden_size, num_heads * head_dim]
+  Tensor o_bias;             // self_attn.o_proj.bias, or empty
+  Norm post_attention_norm;  // post_attention_layernorm.weight
+  FfnWeights dense;          // mlp.{gate,up,down}_proj.weight; empty in a MoE layer
+  Router router;             // mlp.gate.weight; empty in a dense layer
+  LocalExperts experts;      // this rank's, by place: mlp.experts.{e}.*, and mlp.shared_experts.*,
+                             // of which each shared expert is an equal part of the width
 };
 
 struct ModelWeights {
   Weight embedding;  // model.embed_tokens.weight [vocab_size, hidden_size]
   std::vector<LayerWeights> layers;
-  Tensor norm;     // model.norm.weight [hidden_size]
+  Norm norm;       // model.norm.weight
   Weight lm_head;  // lm_head.weight, or embedding if tied
   int experts_per_rank = 0;
-  Tensor expert_places;  // [n_routed_experts] int32: the place of each expert that serves this
-                         // rank's tokens; empty on a single rank
+  Tensor expert_places;  // [num_experts] int32: the place of each expert that serves this rank's
+                         // tokens; empty on a single rank
 };
 
 /// Called now and then while weights load: bytes read so far, and of how many.
@@ -47,5 +47,9 @@ absl::StatusOr<ModelWeights> LoadModelWeights(const ModelConfig& config,
                                               const Checkpoint& checkpoint, DType dtype,
                                               const ExpertPlacement& placement, Backend& backend,
                                               const LoadProgress& progress);
+
+/// Fills in where experts are: experts_per_rank and expert_places of `weights`.
+absl::Status LoadExpertPlaces(const ExpertPlacement& placement, Backend& backend,
+                              ModelWeights& weights);
 
 }  // namespace shoal

@@ -266,10 +266,11 @@ void RopeAndWriteKvRows(Cpu& cpu, const Tensor& qkv, const Tensor& rope_table,
   const auto* positions = meta.positions.as<const int32_t>();
   const auto* slots = meta.slot_mapping.as<const int32_t>();
   const auto run_token = [&](int64_t t, auto* rows, auto* cache) {
+    if (slots[t] < 0) return;
     auto* row = rows + t * width;
     SHOAL_CHECK(positions[t] >= 0 && positions[t] < rope_table.shape[0], "position {} of {}",
                 positions[t], rope_table.shape[0]);
-    SHOAL_CHECK(slots[t] >= 0 && slots[t] < kv.shape[0] * block_size, "slot {} of {}", slots[t],
+    SHOAL_CHECK(slots[t] < kv.shape[0] * block_size, "slot {} of {}", slots[t],
                 kv.shape[0] * block_size);
     const float* angles = rope_table.as<const float>() + positions[t] * d;
     for (int64_t head = 0; head < rotated_heads; ++head) Rotate(angles, d / 2, row + head * d);
@@ -287,17 +288,29 @@ void RopeAndWriteKvRows(Cpu& cpu, const Tensor& qkv, const Tensor& rope_table,
   });
 }
 
+void AttentionRunner::CutIntoTiles(const AttentionMeta& meta, int64_t tile_tokens) {
+  const auto* positions = meta.positions.as<const int32_t>();
+  const auto* cu_seqlens = meta.cu_seqlens.as<const int32_t>();
+  tiles_.clear();
+  for (int64_t s = 0; s + 1 < meta.cu_seqlens.shape[0]; ++s) {
+    const int64_t begin = cu_seqlens[s], end = cu_seqlens[s + 1];
+    if (begin == end) continue;
+    SHOAL_CHECK(0 <= begin && begin < end && end <= meta.positions.shape[0],
+                "tokens [{}, {}) of {}", begin, end, meta.positions.shape[0]);
+    SHOAL_CHECK(end - begin <= meta.max_query_len && positions[end - 1] < meta.max_context_len,
+                "{} tokens up to position {}, with bounds of {} tokens of {}", end - begin,
+                positions[end - 1], meta.max_query_len, meta.max_context_len);
+    for (int64_t t = begin; t < end; t += tile_tokens) {
+      tiles_.push_back({s, t, std::min(tile_tokens, end - t)});
+    }
+  }
+}
+
 void AttentionRunner::Run(Cpu& cpu, const Tensor& qkv, const Tensor& kv, const AttentionMeta& meta,
                           const AttentionShape& shape, const Tensor& out) {
   const int64_t group = shape.num_heads / shape.num_kv_heads;
   const int64_t tile_tokens = std::max<int64_t>(1, kTileRows / group);
-  const auto* cu_seqlens = meta.cu_seqlens.as<const int32_t>();
-  tiles_.clear();
-  for (int64_t s = 0; s + 1 < meta.cu_seqlens.shape[0]; ++s) {
-    for (int64_t t = cu_seqlens[s]; t < cu_seqlens[s + 1]; t += tile_tokens) {
-      tiles_.push_back({s, t, std::min<int64_t>(tile_tokens, cu_seqlens[s + 1] - t)});
-    }
-  }
+  CutIntoTiles(meta, tile_tokens);
   const int64_t stride = RoundUpToLanes(shape.head_dim);
   const auto num_units = static_cast<int64_t>(tiles_.size()) * shape.num_kv_heads;
   WithStorage(qkv.dtype, [&](auto element) {

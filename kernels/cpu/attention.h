@@ -29,6 +29,8 @@ class AttentionRunner {
     int64_t num_tokens = 0;
   };
 
+  void CutIntoTiles(const AttentionMeta& meta, int64_t tile_tokens);
+
   std::vector<QueryTile> tiles_;
 };
 

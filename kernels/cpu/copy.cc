@@ -12,8 +12,12 @@ void CopyRows(Cpu& cpu, const void* table, int64_t num_rows, const Tensor& ids, 
   auto* to = out.as<std::byte>();
   cpu.pool->ParallelFor(out.shape[0], GrainFor(row_bytes), [=](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; ++i) {
-      SHOAL_CHECK(row_ids[i] >= 0 && row_ids[i] < num_rows, "row {} of {}", row_ids[i], num_rows);
-      std::memcpy(to + i * row_bytes, from + row_ids[i] * row_bytes, row_bytes);
+      SHOAL_CHECK(row_ids[i] < num_rows, "row {} of {}", row_ids[i], num_rows);
+      if (row_ids[i] < 0) {
+        std::memset(to + i * row_bytes, 0, row_bytes);
+      } else {
+        std::memcpy(to + i * row_bytes, from + row_ids[i] * row_bytes, row_bytes);
+      }
     }
   });
 }
@@ -25,8 +29,8 @@ void MapIdsByTable(Cpu& cpu, const Tensor& ids, const Tensor& table, const Tenso
   auto* to = out.as<int32_t>();
   cpu.pool->ParallelFor(ids.num_elements(), GrainFor(1), [=](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; ++i) {
-      SHOAL_CHECK(from[i] >= 0 && from[i] < num_entries, "id {} of {}", from[i], num_entries);
-      to[i] = entries[from[i]];
+      SHOAL_CHECK(from[i] < num_entries, "id {} of {}", from[i], num_entries);
+      to[i] = from[i] < 0 ? from[i] : entries[from[i]];
     }
   });
 }
@@ -51,9 +55,10 @@ void CopyKvBlocks(Cpu& cpu, const Tensor& kv, const Tensor& copies) {
 void ResolveTokensByHistory(const Tensor& token_ids, const Tensor& slots, const Tensor& positions,
                             const Tensor& history) {
   for (int64_t t = 0; t < token_ids.shape[0]; ++t) {
+    const int32_t slot = slots.as<const int32_t>()[t];
+    if (slot < 0) continue;
     int32_t& token = token_ids.as<int32_t>()[t];
-    int32_t& entry =
-        HistoryEntry(history, slots.as<const int32_t>()[t], positions.as<const int32_t>()[t]);
+    int32_t& entry = HistoryEntry(history, slot, positions.as<const int32_t>()[t]);
     if (token >= 0) {
       entry = token;
     } else {

@@ -6,7 +6,8 @@
 
 namespace shoal {
 
-/// out[i] = row ids[i] of the `num_rows` rows at `table`. Ops::Embed, Ops::GatherRows.
+/// out[i] = row ids[i] of the `num_rows` rows at `table`, or zeros for a negative id. Ops::Embed,
+/// Ops::GatherRows.
 void CopyRows(Cpu& cpu, const void* table, int64_t num_rows, const Tensor& ids, const Tensor& out);
 
 /// Ops::MapIds, Ops::CopyBlocks and Ops::ResolveTokens.

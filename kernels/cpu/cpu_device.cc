@@ -26,6 +26,11 @@ int64_t PageBytes(DType dtype, std::span<const int64_t> shape) {
   return std::max(bytes / kPageBytes * kPageBytes, kPageBytes);
 }
 
+/// The memory of a weight that is being loaded.
+Tensor Writable(const void* data, DType dtype, std::initializer_list<int64_t> shape) {
+  return Tensor(const_cast<void*>(data), dtype, shape);
+}
+
 }  // namespace
 
 CpuDevice::CpuDevice(std::shared_ptr<ThreadPool> pool, int64_t memory_limit_bytes,
@@ -87,22 +92,44 @@ absl::StatusOr<Tensor> CpuDevice::LoadTensor(const Tensor& host, DType dtype) {
   return tensor;
 }
 
+absl::StatusOr<Weight> CpuDevice::AllocateWeight(int64_t out_features, int64_t in_features,
+                                                 DType dtype) {
+  ASSIGN_OR_RETURN(const Tensor memory, Allocate(dtype, {out_features, in_features}));
+  return Weight{.dtype = dtype,
+                .out_features = out_features,
+                .in_features = in_features,
+                .data = memory.data};
+}
+
+absl::StatusOr<FfnWeights> CpuDevice::AllocateFfn(int64_t num_experts, int64_t hidden_size,
+                                                  int64_t width, DType dtype) {
+  ASSIGN_OR_RETURN(const Tensor gate_up, Allocate(dtype, {num_experts, 2, width, hidden_size}));
+  ASSIGN_OR_RETURN(const Tensor down, Allocate(dtype, {num_experts, hidden_size, width}));
+  return FfnWeights{.dtype = dtype,
+                    .num_experts = num_experts,
+                    .hidden_size = hidden_size,
+                    .width = width,
+                    .gate_up = gate_up.data,
+                    .down = down.data};
+}
+
 absl::StatusOr<Weight> CpuDevice::LoadWeight(std::span<const Tensor> row_blocks, DType dtype) {
   SHOAL_CHECK(!row_blocks.empty(), "a weight of no rows");
-  Weight weight = {.dtype = dtype, .in_features = row_blocks[0].shape[1]};
+  const int64_t in_features = row_blocks[0].shape[1];
+  int64_t out_features = 0;
   for (const Tensor& block : row_blocks) {
-    SHOAL_CHECK(block.rank == 2 && block.shape[1] == weight.in_features,
+    SHOAL_CHECK(block.rank == 2 && block.shape[1] == in_features,
                 "row block of rank {}, [{}, {}], in a weight of {} columns", block.rank,
-                block.shape[0], block.shape[1], weight.in_features);
-    weight.out_features += block.shape[0];
+                block.shape[0], block.shape[1], in_features);
+    out_features += block.shape[0];
   }
-  ASSIGN_OR_RETURN(const Tensor memory, Allocate(dtype, {weight.out_features, weight.in_features}));
+  ASSIGN_OR_RETURN(const Weight weight, AllocateWeight(out_features, in_features, dtype));
+  const Tensor memory = Writable(weight.data, dtype, {out_features, in_features});
   int64_t row = 0;
   for (const Tensor& block : row_blocks) {
     Convert(block, memory.Rows(row, block.shape[0]));
     row += block.shape[0];
   }
-  weight.data = memory.data;
   return weight;
 }
 
@@ -111,8 +138,9 @@ absl::StatusOr<FfnWeights> CpuDevice::LoadFfn(std::span<const HostFfn> experts, 
   const auto num_experts = static_cast<int64_t>(experts.size());
   const int64_t width = experts[0].gate.shape[0];
   const int64_t hidden_size = experts[0].gate.shape[1];
-  ASSIGN_OR_RETURN(const Tensor gate_up, Allocate(dtype, {num_experts, 2, width, hidden_size}));
-  ASSIGN_OR_RETURN(const Tensor down, Allocate(dtype, {num_experts, hidden_size, width}));
+  ASSIGN_OR_RETURN(const FfnWeights weights, AllocateFfn(num_experts, hidden_size, width, dtype));
+  const Tensor gate_up = Writable(weights.gate_up, dtype, {num_experts, 2, width, hidden_size});
+  const Tensor down = Writable(weights.down, dtype, {num_experts, hidden_size, width});
   const auto has_shape = [](const Tensor& t, int64_t rows, int64_t columns) {
     return t.rank == 2 && t.shape[0] == rows && t.shape[1] == columns;
   };
@@ -130,12 +158,7 @@ absl::StatusOr<FfnWeights> CpuDevice::LoadFfn(std::span<const HostFfn> experts, 
     Convert(expert.up, halves.Rows(1, 1));
     Convert(expert.down, down.Rows(i, 1));
   }
-  return FfnWeights{.dtype = dtype,
-                    .num_experts = num_experts,
-                    .hidden_size = hidden_size,
-                    .width = width,
-                    .gate_up = gate_up.data,
-                    .down = down.data};
+  return weights;
 }
 
 void CpuDevice::CopyFromHost(const void* host, const Tensor& device) {
@@ -145,5 +168,11 @@ void CpuDevice::CopyFromHost(const void* host, const Tensor& device) {
 void CpuDevice::CopyToHost(const Tensor& device, void* host) {
   if (device.size_bytes() > 0) std::memcpy(host, device.data, device.size_bytes());
 }
+
+absl::StatusOr<std::unique_ptr<Graph>> CpuDevice::Record(const std::function<void()>&) {
+  return nullptr;
+}
+
+void CpuDevice::Replay(const Graph&) { SHOAL_CHECK(false, "the CPU recorded no graph"); }
 
 }  // namespace shoal

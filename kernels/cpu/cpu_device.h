@@ -25,11 +25,19 @@ class CpuDevice final : public Device {
   absl::StatusOr<Tensor> Allocate(DType dtype, std::span<const int64_t> shape) override;
   int64_t FreeBytes() const override { return std::max<int64_t>(memory_limit_bytes_ - *used_, 0); }
   absl::StatusOr<Tensor> LoadTensor(const Tensor& host, DType dtype) override;
+  absl::StatusOr<Weight> AllocateWeight(int64_t out_features, int64_t in_features,
+                                        DType dtype) override;
+  absl::StatusOr<FfnWeights> AllocateFfn(int64_t num_experts, int64_t hidden_size, int64_t width,
+                                         DType dtype) override;
   absl::StatusOr<Weight> LoadWeight(std::span<const Tensor> row_blocks, DType dtype) override;
   absl::StatusOr<FfnWeights> LoadFfn(std::span<const HostFfn> experts, DType dtype) override;
   void CopyFromHost(const void* host, const Tensor& device) override;
   void CopyToHost(const Tensor& device, void* host) override;
-  absl::Status Synchronize() override { return absl::OkStatus(); }
+  /// Nothing is gained: ops run when they are called.
+  absl::StatusOr<std::unique_ptr<Graph>> Record(const std::function<void()>& enqueue) override;
+  void Replay(const Graph& graph) override;
+  int64_t Mark() override { return 0; }
+  absl::Status Wait(int64_t mark) override { return absl::OkStatus(); }
 
  private:
   struct Mapping {

@@ -4,6 +4,7 @@
 
 #include "kernels/cpu/copy.h"
 #include "kernels/cpu/norm.h"
+#include "kernels/cpu/random.h"
 #include "kernels/cpu/routing.h"
 
 namespace shoal {
@@ -28,6 +29,26 @@ void CheckWeight(const char* name, const Tensor& x, DType dtype, int64_t in_feat
   SHOAL_CHECK(x.rank == 2 && IsActivation(x.dtype) && x.dtype == dtype && x.shape[1] == in_features,
               "{} is {} with {} columns, x is {} with {}", name, Name(dtype), in_features,
               Name(x.dtype), x.shape[1]);
+}
+
+void CheckRows(const char* name, const Tensor& rows, const Tensor& residual) {
+  CheckShape(name, rows, residual.dtype, {residual.shape[0], residual.shape[1]});
+}
+
+void CheckNorm(const Tensor& residual, const Norm& norm, const Tensor& out) {
+  SHOAL_CHECK(residual.rank == 2 && IsActivation(residual.dtype), "residual is {} of rank {}",
+              Name(residual.dtype), residual.rank);
+  CheckShape("norm", norm.weight, residual.dtype, {residual.shape[1]});
+  CheckRows("out", out, residual);
+}
+
+/// Returns the number of routes.
+int64_t CheckRouting(const Routing& routing, int64_t num_tokens) {
+  CheckShape("expert_ids", routing.expert_ids, DType::kInt32, {num_tokens, -1});
+  const int64_t num_routes = routing.expert_ids.shape[1];
+  CheckShape("weights", routing.weights, DType::kFloat32, {num_tokens, num_routes});
+  if (!routing.num_tokens.empty()) CheckShape("num_tokens", routing.num_tokens, DType::kInt32, {1});
+  return num_routes;
 }
 
 void CheckAttention(const Tensor& qkv, const AttentionMeta& meta, const AttentionShape& shape,
@@ -79,13 +100,26 @@ void CpuOps::GatherRows(const Tensor& x, const Tensor& row_ids, const Tensor& ou
   CopyRows(cpu_, x.data, x.shape[0], row_ids, out);
 }
 
-void CpuOps::AddRmsNorm(const Tensor& delta, const Tensor& residual, const Tensor& weight,
-                        float epsilon, const Tensor& out) {
-  const int64_t num_tokens = residual.shape[0], hidden_size = residual.shape[1];
-  if (!delta.empty()) CheckShape("delta", delta, residual.dtype, {num_tokens, hidden_size});
-  CheckShape("weight", weight, residual.dtype, {hidden_size});
-  CheckShape("out", out, residual.dtype, {num_tokens, hidden_size});
-  AddRmsNormRows(cpu_, delta, residual, weight, epsilon, out);
+void CpuOps::AddRmsNorm(const Tensor& delta, const Tensor& residual, const Norm& norm,
+                        const Tensor& out) {
+  if (!delta.empty()) CheckRows("delta", delta, residual);
+  CheckNorm(residual, norm, out);
+  AddRmsNormRows(cpu_, delta, residual, norm, out);
+}
+
+void CpuOps::AddRmsNormRoute(const Tensor& delta, const Tensor& residual, const Norm& norm,
+                             const Router& router, const Tensor& out, const Routing& routing) {
+  AddRmsNorm(delta, residual, norm, out);
+  CheckWeight("router", out, router.weight.dtype, router.weight.in_features);
+  const int64_t num_tokens = out.shape[0], num_experts = router.weight.out_features;
+  const int64_t num_routes = CheckRouting(routing, num_tokens);
+  SHOAL_CHECK(router.num_shared < num_routes && num_routes <= num_experts + router.num_shared,
+              "{} routes to {} experts and {} shared ones", num_routes, num_experts,
+              router.num_shared);
+  float* values = router_logits_.Reserve(num_tokens * num_experts);
+  const Tensor logits(values, DType::kFloat32, {num_tokens, num_experts});
+  MultiplyRows(cpu_, float_rows_.Widen(out, *pool_), router.weight, {}, logits);
+  RouteRows(cpu_, values, router, routing);
 }
 
 void CpuOps::Linear(const Tensor& x, const Weight& weight, const Tensor& bias, const Tensor& out) {
@@ -123,20 +157,6 @@ void CpuOps::DenseFfn(const Tensor& x, const FfnWeights& weights, const Tensor& 
   ffn_.RunDense(cpu_, x, weights, out);
 }
 
-void CpuOps::RouteTopK(const Tensor& x, const Weight& router, bool renormalize,
-                       const Routing& routing) {
-  CheckWeight("router", x, router.dtype, router.in_features);
-  const int64_t num_tokens = x.shape[0], num_experts = router.out_features;
-  CheckShape("expert_ids", routing.expert_ids, DType::kInt32, {num_tokens, -1});
-  const int64_t top_k = routing.expert_ids.shape[1];
-  SHOAL_CHECK(top_k <= num_experts, "top {} of {} experts", top_k, num_experts);
-  CheckShape("weights", routing.weights, DType::kFloat32, {num_tokens, top_k});
-  float* values = router_logits_.Reserve(num_tokens * num_experts);
-  const Tensor logits(values, DType::kFloat32, {num_tokens, num_experts});
-  MultiplyRows(cpu_, float_rows_.Widen(x, *pool_), router, {}, logits);
-  RouteRows(cpu_, values, num_experts, renormalize, routing);
-}
-
 void CpuOps::ExpertFfn(const Tensor& x, const Tensor& expert_ids, const LocalExperts& experts,
                        const Tensor& rows) {
   CheckWeight("experts", x, experts.weights.dtype, experts.weights.hidden_size);
@@ -145,15 +165,13 @@ void CpuOps::ExpertFfn(const Tensor& x, const Tensor& expert_ids, const LocalExp
   ffn_.RunRouted(cpu_, x, expert_ids, experts, rows);
 }
 
-void CpuOps::Combine(const Tensor& rows, const Routing& routing, const Tensor& shared,
-                     const Tensor& residual) {
-  const int64_t num_tokens = residual.shape[0], hidden_size = residual.shape[1];
-  if (!rows.empty()) {
-    CheckShape("rows", rows, residual.dtype, {num_tokens, -1, hidden_size});
-    CheckShape("weights", routing.weights, DType::kFloat32, {num_tokens, rows.shape[1]});
-  }
-  if (!shared.empty()) CheckShape("shared", shared, residual.dtype, {num_tokens, hidden_size});
-  CombineRows(cpu_, rows, routing, shared, residual);
+void CpuOps::Combine(const Tensor& rows, const Routing& routing, const Tensor& residual,
+                     const Norm& norm, const Tensor& out) {
+  const int64_t num_tokens = residual.shape[0];
+  const int64_t num_routes = CheckRouting(routing, num_tokens);
+  CheckShape("rows", rows, residual.dtype, {num_tokens, num_routes, residual.shape[1]});
+  CheckNorm(residual, norm, out);
+  CombineRows(cpu_, rows, routing, residual, norm, out);
 }
 
 void CpuOps::MapIds(const Tensor& ids, const Tensor& table, const Tensor& out) {
@@ -193,6 +211,11 @@ void CpuOps::Sample(const Tensor& logits, const SamplingInputs& inputs, const Te
       if (row.recorded) HistoryEntry(inputs.history, row.slot, row.position) = sampled.token_id;
     }
   });
+}
+
+void CpuOps::FillNormal(const Tensor& out, uint64_t seed, float stddev) {
+  SHOAL_CHECK(IsActivation(out.dtype), "out is {}", Name(out.dtype));
+  FillWithNormals(cpu_, out, seed, stddev);
 }
 
 }  // namespace shoal

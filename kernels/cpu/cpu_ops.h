@@ -21,8 +21,10 @@ class CpuOps final : public Ops {
   CpuOps(std::shared_ptr<ThreadPool> pool, Isa isa, std::shared_ptr<UsedBytes> used);
 
   void Embed(const Tensor& token_ids, const Weight& table, const Tensor& out) override;
-  void AddRmsNorm(const Tensor& delta, const Tensor& residual, const Tensor& weight, float epsilon,
+  void AddRmsNorm(const Tensor& delta, const Tensor& residual, const Norm& norm,
                   const Tensor& out) override;
+  void AddRmsNormRoute(const Tensor& delta, const Tensor& residual, const Norm& norm,
+                       const Router& router, const Tensor& out, const Routing& routing) override;
   void Linear(const Tensor& x, const Weight& weight, const Tensor& bias,
               const Tensor& out) override;
   void RopeAndWriteKv(const Tensor& qkv, const Tensor& rope_table, const AttentionMeta& meta,
@@ -30,18 +32,17 @@ class CpuOps final : public Ops {
   void PagedAttention(const Tensor& qkv, const Tensor& kv, const AttentionMeta& meta,
                       const AttentionShape& shape, const Tensor& out) override;
   void DenseFfn(const Tensor& x, const FfnWeights& weights, const Tensor& out) override;
-  void RouteTopK(const Tensor& x, const Weight& router, bool renormalize,
-                 const Routing& routing) override;
   void ExpertFfn(const Tensor& x, const Tensor& expert_ids, const LocalExperts& experts,
                  const Tensor& rows) override;
-  void Combine(const Tensor& rows, const Routing& routing, const Tensor& shared,
-               const Tensor& residual) override;
+  void Combine(const Tensor& rows, const Routing& routing, const Tensor& residual, const Norm& norm,
+               const Tensor& out) override;
   void GatherRows(const Tensor& x, const Tensor& row_ids, const Tensor& out) override;
   void MapIds(const Tensor& ids, const Tensor& table, const Tensor& out) override;
   void CopyBlocks(const Tensor& kv, const Tensor& copies) override;
   void ResolveTokens(const Tensor& token_ids, const Tensor& slots, const Tensor& positions,
                      const Tensor& history) override;
   void Sample(const Tensor& logits, const SamplingInputs& inputs, const Tensor& out) override;
+  void FillNormal(const Tensor& out, uint64_t seed, float stddev) override;
 
  private:
   const std::shared_ptr<ThreadPool> pool_;

@@ -7,9 +7,9 @@
 namespace shoal {
 
 /// Ops::AddRmsNorm and Ops::Combine, shapes already checked.
-void AddRmsNormRows(Cpu& cpu, const Tensor& delta, const Tensor& residual, const Tensor& weight,
-                    float epsilon, const Tensor& out);
-void CombineRows(Cpu& cpu, const Tensor& rows, const Routing& routing, const Tensor& shared,
-                 const Tensor& residual);
+void AddRmsNormRows(Cpu& cpu, const Tensor& delta, const Tensor& residual, const Norm& norm,
+                    const Tensor& out);
+void CombineRows(Cpu& cpu, const Tensor& rows, const Routing& routing, const Tensor& residual,
+                 const Norm& norm, const Tensor& out);
 
 }  // namespace shoal

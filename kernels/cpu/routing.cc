@@ -24,8 +24,11 @@ int32_t MostLikely(const float* probabilities, const int32_t* taken, int64_t num
   return best;
 }
 
-void RouteRow(float* logits, int64_t num_experts, bool renormalize, int64_t top_k, int32_t* ids,
+/// The choice of one token, whose `num_routes` ids and weights these are.
+void RouteRow(float* logits, const Router& router, int64_t num_routes, int32_t* ids,
               float* weights) {
+  const int64_t num_experts = router.weight.out_features;
+  const int64_t top_k = num_routes - router.num_shared;
   Softmax(logits, num_experts);
   float sum = 0;
   for (int64_t k = 0; k < top_k; ++k) {
@@ -33,23 +36,37 @@ void RouteRow(float* logits, int64_t num_experts, bool renormalize, int64_t top_
     weights[k] = logits[ids[k]];
     sum += weights[k];
   }
-  if (!renormalize || top_k == 1) return;
-  for (int64_t k = 0; k < top_k; ++k) weights[k] /= sum + 1e-20f;
+  for (int64_t k = 0; k < top_k && router.renormalize && top_k > 1; ++k) weights[k] /= sum + 1e-20f;
+  for (int64_t k = top_k; k < num_routes; ++k) {
+    ids[k] = static_cast<int32_t>(num_experts + k - top_k);
+    weights[k] = 1;
+  }
 }
 
 }  // namespace
 
-void RouteRows(Cpu& cpu, float* logits, int64_t num_experts, bool renormalize,
-               const Routing& routing) {
-  const int64_t top_k = routing.expert_ids.shape[1];
-  const int64_t grain = GrainFor(num_experts * (top_k + 8));
-  cpu.pool->ParallelFor(routing.expert_ids.shape[0], grain, [&](int64_t begin, int64_t end, int) {
+int64_t NumRoutedTokens(const Routing& routing) {
+  const int64_t num_rows = routing.expert_ids.shape[0];
+  if (routing.num_tokens.empty()) return num_rows;
+  const int32_t num_tokens = *routing.num_tokens.as<const int32_t>();
+  SHOAL_CHECK(num_tokens >= 0 && num_tokens <= num_rows, "{} tokens of {}", num_tokens, num_rows);
+  return num_tokens;
+}
+
+void RouteRows(Cpu& cpu, float* logits, const Router& router, const Routing& routing) {
+  const int64_t num_tokens = NumRoutedTokens(routing);
+  const int64_t num_routes = routing.expert_ids.shape[1];
+  const int64_t num_experts = router.weight.out_features;
+  auto* ids = routing.expert_ids.as<int32_t>();
+  auto* weights = routing.weights.as<float>();
+  const int64_t grain = GrainFor(num_experts * (num_routes + 8));
+  cpu.pool->ParallelFor(num_tokens, grain, [&](int64_t begin, int64_t end, int) {
     for (int64_t t = begin; t < end; ++t) {
-      RouteRow(logits + t * num_experts, num_experts, renormalize, top_k,
-               routing.expert_ids.as<int32_t>() + t * top_k,
-               routing.weights.as<float>() + t * top_k);
+      RouteRow(logits + t * num_experts, router, num_routes, ids + t * num_routes,
+               weights + t * num_routes);
     }
   });
+  std::fill(ids + num_tokens * num_routes, ids + routing.expert_ids.num_elements(), -1);
 }
 
 }  // namespace shoal

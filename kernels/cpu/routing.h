@@ -6,9 +6,11 @@
 
 namespace shoal {
 
-/// Softmax over each row of logits [num_tokens, num_experts], then the top_k most likely; see
-/// Ops::RouteTopK. Overwrites the logits.
-void RouteRows(Cpu& cpu, float* logits, int64_t num_experts, bool renormalize,
-               const Routing& routing);
+/// The tokens that are not padding.
+int64_t NumRoutedTokens(const Routing& routing);
+
+/// Softmax over each row of logits [num_tokens, num_experts], then the choice of experts; see
+/// Ops::AddRmsNormRoute. Overwrites the logits.
+void RouteRows(Cpu& cpu, float* logits, const Router& router, const Routing& routing);
 
 }  // namespace shoal

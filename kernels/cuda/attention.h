@@ -28,13 +28,17 @@ struct AttentionArgs {
   const int32_t* block_tables = nullptr;
   BFloat16* qkv = nullptr;
   BFloat16* kv = nullptr;  // one layer: [num_blocks, 2 (K, V), num_kv_heads, block_size, head_dim]
+  // AttentionCounterBytes(); zero before the first PagedAttention(), which leaves them zero again.
+  int32_t* counters = nullptr;
 };
 
 /// rope_table [max_positions, head_dim / 2, 2].
 void RopeAndWriteKv(const AttentionArgs& args, const float* rope_table, cudaStream_t stream);
 
-/// Bytes of working memory that PagedAttention() needs, whatever the batch.
+/// Bytes of working memory, aligned to 256 bytes, and of counters that PagedAttention() needs,
+/// whatever the batch.
 size_t AttentionWorkspaceBytes(const AttentionArgs& heads);
+size_t AttentionCounterBytes(const AttentionArgs& heads);
 
 /// out [num_tokens, num_heads * head_dim]. A query's result depends on nothing but its sequence up
 /// to it: keys are taken in splits of 256 positions, each summed by itself, the splits in order.

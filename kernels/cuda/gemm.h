@@ -25,7 +25,8 @@ struct LinearArgs {
 /// Enqueues the product. A row's result depends on neither num_tokens nor its neighbours.
 void Linear(const LinearArgs& args, cudaStream_t stream);
 
-/// Feed-forward networks as the device stores them. hidden_size and width are multiples of 8.
+/// Feed-forward networks as the device stores them. hidden_size and width are multiples of 8,
+/// num_experts is at most 512.
 struct FfnShape {
   int64_t num_experts = 0;
   int64_t hidden_size = 0;

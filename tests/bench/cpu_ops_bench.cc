@@ -17,7 +17,8 @@
 namespace shoal {
 namespace {
 
-constexpr int64_t kHidden = 2048, kWidth = 1408, kExperts = 64, kTopK = 6;
+constexpr int64_t kHidden = 2048, kWidth = 1408, kDenseWidth = 10944;
+constexpr int64_t kExperts = 64, kTopK = 6, kShared = 2, kRoutes = kTopK + kShared;
 constexpr AttentionShape kHeads = {16, 16, 128};
 
 /// Adds up n floats, n a multiple of 128, in 8 independent streams.
@@ -96,7 +97,9 @@ class Bench {
     MeasureCeilings();
     for (DType dtype : {DType::kBFloat16, DType::kFloat32}) {
       for (int64_t tokens : {1, 8, 64, 512}) RunLinear(dtype, tokens);
+      for (int64_t tokens : {1, 8, 64, 512}) RunDense(dtype, tokens);
       for (int64_t tokens : {1, 8, 64, 512}) RunExperts(dtype, tokens);
+      for (int64_t tokens : {1, 8, 64, 512}) RunCombine(dtype, tokens);
       RunAttention(dtype, 8, 2048, 1);
       RunAttention(dtype, 1, 512, 512);
     }
@@ -174,14 +177,43 @@ class Bench {
            2 * elements * static_cast<double>(tokens));
   }
 
+  FfnWeights RandomFfn(DType dtype, int64_t num_experts, int64_t width) {
+    return {dtype,
+            num_experts,
+            kHidden,
+            width,
+            Random(dtype, {num_experts, 2, width, kHidden}).data,
+            Random(dtype, {num_experts, kHidden, width}).data};
+  }
+
+  void RunDense(DType dtype, int64_t tokens) {
+    if (dense_.dtype != dtype || dense_.empty()) dense_ = RandomFfn(dtype, 1, kDenseWidth);
+    const Tensor x = Random(dtype, {tokens, kHidden}), out = Random(dtype, {tokens, kHidden});
+    const double seconds = MedianSeconds([&] { ops_.DenseFfn(x, dense_, out); });
+    const double elements = 3.0 * kHidden * kDenseWidth;
+    Report(fmt::format("DenseFfn of 10944 {}, {} tokens", Name(dtype), tokens), seconds,
+           elements * static_cast<double>(SizeOf(dtype)),
+           2 * elements * static_cast<double>(tokens));
+  }
+
+  void RunCombine(DType dtype, int64_t tokens) {
+    const Tensor rows = Random(dtype, {tokens, kRoutes, kHidden});
+    const Tensor residual = Random(dtype, {tokens, kHidden});
+    const Tensor out = Random(dtype, {tokens, kHidden});
+    const Routing routing = {
+        .expert_ids = device_.Allocate(DType::kInt32, {tokens, kRoutes}).value(),
+        .weights = device_.Allocate(DType::kFloat32, {tokens, kRoutes}).value(),
+        .num_tokens = {}};
+    const Norm norm = {Random(dtype, {kHidden}), 1e-6f};
+    const double seconds = MedianSeconds([&] { ops_.Combine(rows, routing, residual, norm, out); });
+    Report(fmt::format("Combine of 8 rows {}, {} tokens", Name(dtype), tokens), seconds,
+           static_cast<double>(rows.size_bytes() + 3 * residual.size_bytes()), 0);
+  }
+
+  /// Routed experts, and the shared ones with every token.
   void RunExperts(DType dtype, int64_t tokens) {
     if (experts_.dtype != dtype || experts_.empty()) {
-      experts_ = {dtype,
-                  kExperts,
-                  kHidden,
-                  kWidth,
-                  Random(dtype, {kExperts, 2, kWidth, kHidden}).data,
-                  Random(dtype, {kExperts, kHidden, kWidth}).data};
+      experts_ = RandomFfn(dtype, kExperts + kShared, kWidth);
     }
     // Another set of experts each time, so that a single token's weights come from memory.
     std::mt19937 random(7);
@@ -195,22 +227,23 @@ class Bench {
       for (int64_t t = 0; t < tokens; ++t) {
         std::shuffle(all.begin(), all.end(), random);
         ids.insert(ids.end(), all.begin(), all.begin() + kTopK);
+        for (int32_t shared = 0; shared < kShared; ++shared) ids.push_back(kExperts + shared);
         for (int k = 0; k < kTopK; ++k) used[all[k]] = true;
       }
-      distinct += std::count(used.begin(), used.end(), true);
-      expert_ids.push_back(Ints(ids, {tokens, kTopK}));
+      distinct += kShared + std::count(used.begin(), used.end(), true);
+      expert_ids.push_back(Ints(ids, {tokens, kRoutes}));
     }
     const Tensor x = Random(dtype, {tokens, kHidden});
-    const Tensor rows = Random(dtype, {tokens, kTopK, kHidden});
+    const Tensor rows = Random(dtype, {tokens, kRoutes, kHidden});
     int round = 0;
     const double seconds = MedianSeconds(
         [&] { ops_.ExpertFfn(x, expert_ids[++round % kRoutings], {experts_, 0}, rows); });
     const double expert = 3.0 * kHidden * kWidth;
     Report(
-        fmt::format("ExpertFfn {} of 64 {}, {} tokens", distinct / kRoutings, Name(dtype), tokens),
+        fmt::format("ExpertFfn {} of 66 {}, {} tokens", distinct / kRoutings, Name(dtype), tokens),
         seconds,
         expert * static_cast<double>(distinct) / kRoutings * static_cast<double>(SizeOf(dtype)),
-        2 * expert * kTopK * static_cast<double>(tokens));
+        2 * expert * kRoutes * static_cast<double>(tokens));
   }
 
   void RunAttention(DType dtype, int64_t sequences, int64_t context, int64_t queries) {
@@ -227,8 +260,12 @@ class Bench {
       }
       starts.push_back(static_cast<int32_t>(positions.size()));
     }
-    const AttentionMeta meta = {Ints(positions, {tokens}), Tensor(), Ints(starts, {sequences + 1}),
-                                Ints(tables, {sequences, blocks})};
+    const AttentionMeta meta = {.positions = Ints(positions, {tokens}),
+                                .slot_mapping = {},
+                                .cu_seqlens = Ints(starts, {sequences + 1}),
+                                .block_tables = Ints(tables, {sequences, blocks}),
+                                .max_query_len = queries,
+                                .max_context_len = context};
     const Tensor qkv = Random(dtype, {tokens, 3 * kHidden}), out = Random(dtype, {tokens, kHidden});
     const double seconds = MedianSeconds([&] { ops_.PagedAttention(qkv, kv, meta, kHeads, out); });
     double seen = 0;
@@ -278,6 +315,7 @@ class Bench {
   double read_gb_ = 0;
   double peak_gflop_ = 0;
   Weight linear_;
+  FfnWeights dense_;
   FfnWeights experts_;
 };
 

@@ -4,14 +4,14 @@ import dataclasses
 
 import pytest
 
-COLUMNS = "{:<20} {:<9} {:<6} {:>9} {:>11} {:>8} {:>12}"
+COLUMNS = "{:<20} {:<9} {:<11} {:>9} {:>11} {:>8} {:>12}"
 
 
 @dataclasses.dataclass
 class Measurement:
     variant: str
     dtype: str
-    path: str  # "model": logits of the model itself; "http": logprobs through the server
+    path: str  # "model, DEVICE": logits of the model itself; "http": logprobs through the server
     num_positions: int = 0
     max_error: float = 0.0
     num_skipped: int = 0  # positions whose routing is too close to call

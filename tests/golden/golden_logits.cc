@@ -1,5 +1,5 @@
-// Logits of every position of one sequence, straight from the model on the CPU backend.
-// Usage: golden_logits CHECKPOINT float32|bfloat16 CHUNK TOKEN_ID...
+// Logits of every position of one sequence, straight from the model.
+// Usage: golden_logits CHECKPOINT DEVICE float32|bfloat16 CHUNK TOKEN_ID...
 // Runs the sequence CHUNK tokens at a time, as one after the other of a server's steps would, and
 // writes [num_tokens, vocab_size] float32 to standard output.
 #include <algorithm>
@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "engine/model/deepseek_moe.h"
-#include "kernels/cpu/cpu_backend.h"
+#include "kernels/backends/backend_factory.h"
 
 namespace shoal {
 namespace {
@@ -18,10 +18,16 @@ constexpr int64_t kBlockSize = 16;
 
 struct Options {
   std::string directory;
+  std::string device;
   DType dtype = DType::kFloat32;
   int64_t chunk_tokens = 0;
   std::vector<int32_t> token_ids;
 };
+
+absl::StatusOr<Backend> MakeBackend(const std::string& device) {
+  ASSIGN_OR_RETURN(const BackendFactory factory, BackendFactory::Create({.device = device}));
+  return factory.Make(0, nullptr);
+}
 
 absl::StatusOr<Tensor> ToDevice(const std::vector<int32_t>& values,
                                 std::initializer_list<int64_t> shape, Device& device) {
@@ -49,6 +55,8 @@ absl::StatusOr<ForwardBatch> MakeBatch(const Options& options, int64_t begin, in
   ASSIGN_OR_RETURN(batch.attention.cu_seqlens,
                    ToDevice({0, static_cast<int32_t>(count)}, {2}, device));
   ASSIGN_OR_RETURN(batch.attention.block_tables, ToDevice(blocks, {1, num_blocks}, device));
+  batch.attention.max_query_len = count;
+  batch.attention.max_context_len = begin + count;
   return batch;
 }
 
@@ -56,10 +64,9 @@ absl::Status WriteLogits(const Options& options) {
   ASSIGN_OR_RETURN(const ModelConfig config, ReadModelConfig(options.directory));
   ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint,
                    Checkpoint::Open(options.directory));
-  ASSIGN_OR_RETURN(Backend backend, MakeCpuBackend({}));
+  ASSIGN_OR_RETURN(Backend backend, MakeBackend(options.device));
   Device& device = *backend.device;
-  ASSIGN_OR_RETURN(const ExpertPlacement placement,
-                   ExpertPlacement::Create(config.n_routed_experts, 1, 0));
+  ASSIGN_OR_RETURN(const ExpertPlacement placement, ExpertPlacement::Create(config, 1, 0));
   ASSIGN_OR_RETURN(ModelWeights weights,
                    LoadModelWeights(config, *checkpoint, options.dtype, placement, backend, {}));
   const int64_t num_tokens = static_cast<int64_t>(options.token_ids.size());
@@ -97,16 +104,18 @@ absl::Status WriteLogits(const Options& options) {
 }  // namespace shoal
 
 int main(int argc, char** argv) {
-  if (argc < 5) {
-    std::fputs("usage: golden_logits CHECKPOINT float32|bfloat16 CHUNK TOKEN_ID...\n", stderr);
+  if (argc < 6) {
+    std::fputs("usage: golden_logits CHECKPOINT DEVICE float32|bfloat16 CHUNK TOKEN_ID...\n",
+               stderr);
     return 2;
   }
   shoal::Options options;
   options.directory = argv[1];
+  options.device = argv[2];
   options.dtype =
-      std::string(argv[2]) == "bfloat16" ? shoal::DType::kBFloat16 : shoal::DType::kFloat32;
-  options.chunk_tokens = std::stoll(argv[3]);
-  for (int i = 4; i < argc; ++i) options.token_ids.push_back(std::stoi(argv[i]));
+      std::string(argv[3]) == "bfloat16" ? shoal::DType::kBFloat16 : shoal::DType::kFloat32;
+  options.chunk_tokens = std::stoll(argv[4]);
+  for (int i = 5; i < argc; ++i) options.token_ids.push_back(std::stoi(argv[i]));
   const absl::Status status = shoal::WriteLogits(options);
   if (!status.ok())
     std::fprintf(stderr, "golden_logits: %s\n", std::string(status.message()).c_str());

@@ -1,5 +1,5 @@
-"""The CPU backend against the reference: logits of the model itself, and logprobs and greedy tokens
-through HTTP. README.md says how errors are measured and which tokens are skipped."""
+"""The backends against the reference: logits of the model itself, and logprobs and greedy tokens
+through HTTP. The CUDA backend runs under the emulator. README.md says how errors are measured and which tokens are skipped."""
 
 import functools
 import os
@@ -45,14 +45,16 @@ def checkpoint_of(make_checkpoint, special_ids):
 
 @pytest.fixture(scope="session")
 def golden_logits(shoal_binary):
-    """golden_logits(directory, dtype, token_ids): what the model itself gives for a sequence."""
-    program = pathlib.Path(os.environ.get("SHOAL_BUILD", shoal_binary.parent)) / "golden_logits"
+    """golden_logits(directory, device, dtype, token_ids): what the model itself gives for a sequence."""
+    build = pathlib.Path(os.environ.get("SHOAL_BUILD", shoal_binary.parent))
+    program = build / "golden_logits"
     assert program.is_file(), f"{program} is missing: build it, or set SHOAL_BUILD"
+    environment = os.environ | {"LD_LIBRARY_PATH": str(build / "emulated")}
 
-    def run(directory, dtype, token_ids):
-        arguments = [program, directory, dtype, CHUNK_TOKENS, *token_ids]
+    def run(directory, device, dtype, token_ids):
+        arguments = [program, directory, device, dtype, CHUNK_TOKENS, *token_ids]
         result = subprocess.run([str(argument) for argument in arguments], capture_output=True,
-                                timeout=seconds(60), check=False)
+                                timeout=seconds(60), check=False, env=environment)
         assert result.returncode == 0, result.stderr.decode()
         return np.frombuffer(result.stdout, np.float32).reshape(len(token_ids), -1)
     return run
@@ -85,20 +87,20 @@ def settled_greedy(logits, dtype):
     return first - second >= STEP[dtype] * 2.0 ** np.floor(np.log2(np.abs(first)))
 
 
-@each_dtype
+@pytest.mark.parametrize("device, dtype", (("cpu", "float32"), ("cpu", "bfloat16"), ("cuda", "bfloat16")))
 @each_variant
-def test_logits_equal_the_references(variant, dtype, checkpoint_of, golden_logits, measure):
+def test_logits_equal_the_references(variant, device, dtype, checkpoint_of, golden_logits, measure):
     directory = checkpoint_of(variant)
     reference = reference_of(directory, dtype)
     token_ids = prompt(120, reference.config["vocab_size"])
     truth = reference.forward(token_ids)
-    actual = golden_logits(directory, dtype, token_ids)
+    actual = golden_logits(directory, device, dtype, token_ids)
 
     compared = settled_routing(truth, dtype)
     row_scale = np.abs(truth.logits).max(axis=-1, keepdims=True)
     settled = compared & settled_greedy(truth.logits, dtype)
     equal = actual.argmax(axis=-1) == truth.logits.argmax(axis=-1)
-    found = measure(variant.name, dtype, "model")
+    found = measure(variant.name, dtype, f"model, {device}")
     found.num_positions, found.num_skipped = len(token_ids), int((~compared).sum())
     found.max_error = error(
         dtype, actual[compared], truth.logits[compared], row_scale[compared])

@@ -19,6 +19,10 @@ namespace shoal {
 struct BackendCase {
   std::string name;
   std::function<absl::StatusOr<Backend>()> make;
+  std::vector<DType> dtypes;       // of weights and activations
+  int64_t feature_alignment = 1;   // hidden_size, width and in_features are multiples of it,
+  int64_t head_dim_alignment = 1;  // and head_dim of this
+  int64_t num_draws = 20000;       // of every distribution of tokens; fewer for a slow backend
 };
 
 inline void PrintTo(const BackendCase& backend, std::ostream* out) { *out << backend.name; }
@@ -28,8 +32,6 @@ struct Mirror {
   std::vector<float> host;
   Tensor device;
 };
-
-inline constexpr DType kStorageTypes[] = {DType::kFloat32, DType::kBFloat16};
 
 class OpsParity : public testing::TestWithParam<BackendCase> {
  protected:
@@ -42,6 +44,14 @@ class OpsParity : public testing::TestWithParam<BackendCase> {
 
   Ops& ops() { return *backend_.ops; }
   Device& device() { return *backend_.device; }
+
+  static const std::vector<DType>& dtypes() { return GetParam().dtypes; }
+
+  /// A size like `n` that the backend takes as number of features, or as head_dim.
+  static int64_t Features(int64_t n) { return RoundedUp(n, GetParam().feature_alignment); }
+  static int HeadDim(int64_t n) {
+    return static_cast<int>(RoundedUp(n, GetParam().head_dim_alignment));
+  }
 
   static float Rounded(float value, DType dtype) {
     return dtype == DType::kBFloat16 ? static_cast<float>(BFloat16(value)) : value;
@@ -56,13 +66,18 @@ class OpsParity : public testing::TestWithParam<BackendCase> {
   }
 
   Tensor Upload(const std::vector<float>& values, DType dtype, std::vector<int64_t> shape) {
-    const Tensor host(const_cast<float*>(values.data()), DType::kFloat32, shape);
-    return device().LoadTensor(host, dtype).value();
+    const Tensor tensor = Zeros(dtype, shape);
+    if (dtype == DType::kFloat32) {
+      device().CopyFromHost(values.data(), tensor);
+    } else {
+      const std::vector<BFloat16> narrow(values.begin(), values.end());
+      device().CopyFromHost(narrow.data(), tensor);
+    }
+    return tensor;
   }
   Tensor UploadInts(const std::vector<int32_t>& values, std::vector<int64_t> shape) {
     const Tensor tensor = device().Allocate(DType::kInt32, std::span<const int64_t>(shape)).value();
     device().CopyFromHost(values.data(), tensor);
-    EXPECT_TRUE(device().Synchronize().ok());
     return tensor;
   }
   Tensor Zeros(DType dtype, std::vector<int64_t> shape) {
@@ -96,6 +111,33 @@ class OpsParity : public testing::TestWithParam<BackendCase> {
     return device().LoadWeight({&host, 1}, dtype).value();
   }
 
+  Routing MakeRouting(int64_t num_tokens, int64_t num_routes) {
+    return {.expert_ids = Zeros(DType::kInt32, {num_tokens, num_routes}),
+            .weights = Zeros(DType::kFloat32, {num_tokens, num_routes}),
+            .num_tokens = {}};
+  }
+
+  /// run(x) gives as many results for each row of x [num_rows, n]. A row with a NaN or an infinity
+  /// must change no bit of the others' results.
+  template <typename Run>
+  void ExpectPoisonStaysInItsRow(int64_t num_rows, int64_t n, DType dtype, const Run& run) {
+    const Mirror x = Random(dtype, {num_rows, n});
+    const std::vector<float> clean = run(x.device);
+    const auto row_size = static_cast<int64_t>(clean.size()) / num_rows;
+    for (float poison : {NAN, INFINITY}) {
+      for (int64_t row : {int64_t{0}, num_rows / 2, num_rows - 1}) {
+        std::vector<float> values = x.host;
+        values[row * n + n / 2] = poison;
+        const std::vector<float> actual = run(Upload(values, dtype, {num_rows, n}));
+        ASSERT_EQ(actual.size(), clean.size());
+        for (int64_t i = 0; i < std::ssize(clean); ++i) {
+          if (i / row_size == row) continue;
+          ASSERT_EQ(actual[i], clean[i]) << poison << " in row " << row << ", element " << i;
+        }
+      }
+    }
+  }
+
   /// |actual - expected| <= tolerance * max(|expected|, scale), element by element.
   static void ExpectNear(const std::vector<float>& actual, const std::vector<double>& expected,
                          double tolerance, double scale = 1) {
@@ -112,52 +154,10 @@ class OpsParity : public testing::TestWithParam<BackendCase> {
 
   Backend backend_;
   std::mt19937 random_{20261122};
-};
 
-/// One feed-forward network per expert, on both sides.
-struct FfnMirror {
-  int64_t hidden_size = 0;
-  int64_t width = 0;
-  std::vector<std::vector<float>> gate, up, down;
-  FfnWeights device;
-
-  /// Expert e applied to one row, in double precision, the activation rounded to dtype.
-  std::vector<double> Apply(int64_t e, const float* x, DType dtype) const {
-    std::vector<double> activation(width), out(hidden_size);
-    for (int64_t r = 0; r < width; ++r) {
-      double g = 0, u = 0;
-      for (int64_t i = 0; i < hidden_size; ++i) {
-        g += double{x[i]} * gate[e][r * hidden_size + i];
-        u += double{x[i]} * up[e][r * hidden_size + i];
-      }
-      const auto value = static_cast<float>(g / (1 + std::exp(-g)) * u);
-      activation[r] = dtype == DType::kBFloat16 ? static_cast<float>(BFloat16(value)) : value;
-    }
-    for (int64_t r = 0; r < hidden_size; ++r) {
-      for (int64_t i = 0; i < width; ++i) out[r] += activation[i] * down[e][r * width + i];
-    }
-    return out;
-  }
-};
-
-class FfnParity : public OpsParity {
- protected:
-  FfnMirror RandomFfn(int64_t num_experts, int64_t hidden_size, int64_t width, DType dtype) {
-    FfnMirror ffn;
-    ffn.hidden_size = hidden_size;
-    ffn.width = width;
-    std::vector<HostFfn> experts;
-    const auto scale = 1 / std::sqrt(static_cast<float>(hidden_size));
-    for (int64_t e = 0; e < num_experts; ++e) {
-      ffn.gate.push_back(RandomValues(width * hidden_size, dtype, scale));
-      ffn.up.push_back(RandomValues(width * hidden_size, dtype, scale));
-      ffn.down.push_back(RandomValues(width * hidden_size, dtype, scale));
-      experts.push_back({Tensor(ffn.gate[e].data(), DType::kFloat32, {width, hidden_size}),
-                         Tensor(ffn.up[e].data(), DType::kFloat32, {width, hidden_size}),
-                         Tensor(ffn.down[e].data(), DType::kFloat32, {hidden_size, width})});
-    }
-    ffn.device = device().LoadFfn(experts, dtype).value();
-    return ffn;
+ private:
+  static int64_t RoundedUp(int64_t n, int64_t alignment) {
+    return (n + alignment - 1) / alignment * alignment;
   }
 };
 

@@ -158,22 +158,48 @@ class SamplingParity : public OpsParity {
     return p;
   }
 
-  /// Draws `count` tokens at consecutive positions and holds their counts against the filtered
-  /// probabilities: the 99.99 % quantile of chi-square with v degrees of freedom is near
+  /// Holds the counts of drawn tokens against their probabilities. Tokens expected less than 5
+  /// times count as one. The 99.99 % quantile of chi-square with v degrees of freedom is near
   /// v + 3.72 sqrt(2 v) + 9 (Wilson-Hilferty, rounded up).
-  /// Where there is a history, the seed counts instead of the position, which is its length.
+  static void ExpectCounts(const std::vector<double>& seen, const std::vector<double>& p) {
+    const double num_draws = std::accumulate(seen.begin(), seen.end(), 0.0);
+    double chi_square = 0, rare_seen = 0, rare_expected = 0;
+    int degrees = -1;
+    const auto add = [&](double count, double expected) {
+      chi_square += (count - expected) * (count - expected) / expected;
+      ++degrees;
+    };
+    for (size_t id = 0; id < p.size(); ++id) {
+      const double expected = p[id] * num_draws;
+      if (p[id] == 0) {
+        EXPECT_EQ(seen[id], 0) << "token " << id << " was dropped";
+      } else if (expected < 5) {
+        rare_seen += seen[id];
+        rare_expected += expected;
+      } else {
+        add(seen[id], expected);
+      }
+    }
+    if (rare_expected > 0) add(rare_seen, rare_expected);
+    EXPECT_LT(chi_square, degrees + 3.72 * std::sqrt(2.0 * degrees) + 9);
+  }
+
+  /// Draws tokens at consecutive positions and holds them against the filtered probabilities. Where
+  /// there is a history, the seed counts instead of the position, which is its length.
   void ExpectDistribution(const std::vector<float>& logits, SamplingRow row,
                           const SamplingContext& context = {}) {
-    constexpr int64_t kCount = 20000;
+    const int64_t num_draws = GetParam().num_draws;
     const auto vocab = static_cast<int64_t>(logits.size());
     const bool has_history = !context.history[0].empty();
     const std::vector<double> p = Filtered(Edited(logits, row, context), row);
     std::vector<double> seen(vocab);
-    constexpr int64_t kBatch = 500;
+    const int64_t batch_size = std::min<int64_t>(500, num_draws);
     std::vector<float> batch;
-    for (int64_t i = 0; i < kBatch; ++i) batch.insert(batch.end(), logits.begin(), logits.end());
-    for (int64_t done = 0; done < kCount; done += kBatch) {
-      std::vector<SamplingRow> rows(kBatch, row);
+    for (int64_t i = 0; i < batch_size; ++i) {
+      batch.insert(batch.end(), logits.begin(), logits.end());
+    }
+    for (int64_t done = 0; done < num_draws; done += batch_size) {
+      std::vector<SamplingRow> rows(batch_size, row);
       for (SamplingRow& each : rows) {
         each.position = has_history ? row.position : row.position++;
         each.seed = has_history ? row.seed++ : row.seed;
@@ -184,18 +210,7 @@ class SamplingParity : public OpsParity {
         ++seen[sampled.token_id];
       }
     }
-    double chi_square = 0;
-    int degrees = -1;
-    for (int64_t id = 0; id < vocab; ++id) {
-      const double expected = p[id] * static_cast<double>(kCount);
-      if (p[id] == 0) {
-        EXPECT_EQ(seen[id], 0) << "token " << id << " was dropped";
-      } else {
-        chi_square += (seen[id] - expected) * (seen[id] - expected) / expected;
-        ++degrees;
-      }
-    }
-    EXPECT_LT(chi_square, degrees + 3.72 * std::sqrt(2.0 * degrees) + 9);
+    ExpectCounts(seen, p);
   }
 
   std::vector<int32_t> history_;

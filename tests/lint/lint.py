@@ -20,7 +20,7 @@ README_HEADINGS = ("Purpose", "May include", "Walk", "Invariants", "Decisions")
 
 # A word, as it stands in code outside comments and strings, and the rooms that may speak of it.
 WORD_ROOMS = (
-    (re.compile(r"cuda", re.IGNORECASE), ("kernels/cuda",)),
+    (re.compile(r"cuda", re.IGNORECASE), ("kernels/cuda", "kernels/backends")),
     (re.compile(r"http(?!s?:)", re.IGNORECASE), ("server",)),
     (re.compile(r"\bstd::j?thread\b"), ("kernels/cpu", "engine/execution", "engine", "server")),
     (re.compile(r"\b(secure_)?getenv\b"), ("server",)),
@@ -59,7 +59,7 @@ class Tree:
         direct = {}
         for match in re.finditer(r"^room\((\S+)([^)]*)\)", text, re.MULTILINE):
             words = match.group(2).split()
-            direct[match.group(1)] = words[1:] if words[:1] == ["DEPS"] else []
+            direct[match.group(1)] = words[words.index("DEPS") + 1:] if "DEPS" in words else []
         by_target = {path.replace("/", "_"): path for path in direct}
         allowed = {}
         for room in direct:

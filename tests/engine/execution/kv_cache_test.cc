@@ -23,6 +23,18 @@ TEST(KvCache, TakesAtMostHalfOfTheMemory) {
   EXPECT_EQ(*ChooseNumBlocks(kConfig, 1, kTokenBytes, 2 * 10 * 160 + 1), 10);
 }
 
+TEST(KvCache, TakesAllOfAnExclusiveDevice) {
+  KvCacheConfig config = kConfig;
+  config.exclusive_device = true;
+  EXPECT_EQ(*ChooseNumBlocks(config, 1, kTokenBytes, 1'000 * 160 + 159), 1'000);
+  EXPECT_EQ(*ChooseNumBlocks(config, 2, kTokenBytes, 1'000 * 160), 1'000) << "each has its device";
+  const absl::Status status = ChooseNumBlocks(config, 1, kTokenBytes, 7 * 160 - 1).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("1119 bytes are left on the device"));
+  config.memory_bytes = 10 * 160;
+  EXPECT_EQ(*ChooseNumBlocks(config, 1, kTokenBytes, 1'000 * 160), 10);
+}
+
 TEST(KvCache, TakesTheMemoryItIsGiven) {
   KvCacheConfig config = kConfig;
   config.memory_bytes = 1000 * 160 + 159;

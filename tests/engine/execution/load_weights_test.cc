@@ -1,5 +1,6 @@
 #include <gmock/gmock.h>
 
+#include <cmath>
 #include <memory>
 #include <numeric>
 #include <vector>
@@ -31,8 +32,7 @@ std::unique_ptr<Checkpoint> Written(const ModelConfig& config, const TempDirecto
 }
 
 ExpertPlacement Placed(const ModelConfig& config, const Backend& backend, int num_redundant = 0) {
-  return *ExpertPlacement::Create(config.n_routed_experts, backend.communicator->size(),
-                                  num_redundant);
+  return *ExpertPlacement::Create(config, backend.communicator->size(), num_redundant);
 }
 
 ModelWeights Loaded(const ModelConfig& config, const Checkpoint& checkpoint, Backend& backend,
@@ -72,17 +72,22 @@ std::vector<float> InCheckpoint(const Checkpoint& checkpoint, const std::string&
   return {data, data + tensor.num_elements()};
 }
 
-/// Adds to `rows` what this rank's experts of layer 1 make of two tokens whose experts are these
-/// 16 places.
-void RunExperts(Backend& backend, const LocalExperts& experts, const std::vector<int32_t>& places,
-                std::vector<float>& rows) {
+/// Two tokens, [2, 128].
+Tensor Hidden(Backend& backend) {
   std::vector<float> hidden(2 * 128);
   for (size_t i = 0; i < hidden.size(); ++i) hidden[i] = 0.01f * static_cast<float>(i % 37);
+  return Filled(backend, DType::kFloat32, {2, 128}, hidden);
+}
+
+/// Adds to `rows` what this rank's experts of layer 1 make of two tokens whose experts are these
+/// 18 places.
+void RunExperts(Backend& backend, const LocalExperts& experts, const std::vector<int32_t>& places,
+                std::vector<float>& rows) {
   std::vector<int32_t> ids = places;
   ids.insert(ids.end(), places.begin(), places.end());
-  const Tensor x = Filled(backend, DType::kFloat32, {2, 128}, hidden);
-  const Tensor out = Filled(backend, DType::kFloat32, {2, 16, 128}, rows);
-  backend.ops->ExpertFfn(x, Filled(backend, DType::kInt32, {2, 16}, ids), experts, out);
+  const Tensor out = Filled(backend, DType::kFloat32, {2, 18, 128}, rows);
+  backend.ops->ExpertFfn(Hidden(backend), Filled(backend, DType::kInt32, {2, 18}, ids), experts,
+                         out);
   rows = OnHost(backend, out);
 }
 
@@ -91,8 +96,8 @@ TEST(LoadModelWeights, GivesEachRankItsExperts) {
   const ModelConfig config = TinyFloat32();
   const auto checkpoint = Written(config, directory);
   Backend whole = CpuRank(0, 1);
-  std::vector<float> expected(2 * 16 * 128);
-  std::vector<int32_t> all(16);
+  std::vector<float> expected(2 * 18 * 128);
+  std::vector<int32_t> all(18);
   std::iota(all.begin(), all.end(), 0);
   RunExperts(whole, Loaded(config, *checkpoint, whole).layers[1].experts, all, expected);
   EXPECT_THAT(expected, testing::Each(testing::Ne(0.0f)));
@@ -100,7 +105,7 @@ TEST(LoadModelWeights, GivesEachRankItsExperts) {
   constexpr int kNumRanks = 3;
   for (const int num_redundant : {0, 5}) {
     for (int home = 0; home < kNumRanks; ++home) {
-      std::vector<float> rows(2 * 16 * 128);
+      std::vector<float> rows(2 * 18 * 128);
       for (int rank = 0; rank < kNumRanks; ++rank) {
         Backend backend = CpuRank(rank, kNumRanks);
         const ModelWeights weights = Loaded(config, *checkpoint, backend, num_redundant);
@@ -109,6 +114,37 @@ TEST(LoadModelWeights, GivesEachRankItsExperts) {
       }
       EXPECT_EQ(rows, expected) << num_redundant << " redundant, tokens of rank " << home;
     }
+  }
+}
+
+/// The rows of both shared experts add up to what the checkpoint's network for both makes.
+TEST(LoadModelWeights, CutsTheSharedNetworkIntoExperts) {
+  const TempDirectory directory;
+  const ModelConfig config = TinyFloat32();
+  ASSERT_EQ(config.n_shared_experts, 2);
+  const auto checkpoint = Written(config, directory);
+  const auto matrix = [&](const char* name) {
+    return checkpoint->tensors().at(
+        fmt::format("model.layers.1.mlp.shared_experts.{}_proj.weight", name));
+  };
+  Backend backend = CpuRank(0, 1);
+  const HostFfn network = {.gate = matrix("gate"), .up = matrix("up"), .down = matrix("down")};
+  const FfnWeights whole = *backend.device->LoadFfn({&network, 1}, DType::kFloat32);
+  const Tensor out = *backend.device->Allocate(DType::kFloat32, {2, 128});
+  backend.ops->DenseFfn(Hidden(backend), whole, out);
+  const std::vector<float> expected = OnHost(backend, out);
+
+  const LocalExperts experts = Loaded(config, *checkpoint, backend).layers[1].experts;
+  ASSERT_EQ(experts.weights.num_experts, 18);
+  std::vector<int32_t> places(18, -1);
+  places[16] = 16;
+  places[17] = 17;
+  std::vector<float> rows(2 * 18 * 128);
+  RunExperts(backend, experts, places, rows);
+  for (size_t i = 0; i < expected.size(); ++i) {
+    const size_t first = (i / 128 * 18 + 16) * 128 + i % 128;
+    EXPECT_NE(rows[first], 0);
+    EXPECT_NEAR(rows[first] + rows[first + 128], expected[i], 1e-6 + 1e-5 * std::abs(expected[i]));
   }
 }
 
@@ -121,7 +157,7 @@ TEST(LoadModelWeights, KnowsThePlacesThatServeItsRank) {
   Backend backend = CpuRank(2, 3);
   const ModelWeights weights = Loaded(config, *checkpoint, backend, 5);
   const ExpertPlacement placement = Placed(config, backend, 5);
-  std::vector<int32_t> places(16);
+  std::vector<int32_t> places(18);
   backend.device->CopyToHost(weights.expert_places, places.data());
   EXPECT_TRUE(backend.device->Synchronize().ok());
   EXPECT_EQ(places, placement.PlacesFor(2));
@@ -175,10 +211,10 @@ TEST(LoadModelWeights, LeavesOutWhatTheLayersDoNotHave) {
   ASSERT_EQ(weights.layers.size(), 4u);
   for (int i = 0; i < 4; ++i) {
     const LayerWeights& layer = weights.layers[static_cast<size_t>(i)];
-    EXPECT_EQ(layer.router.empty(), i != 2) << i;
+    EXPECT_EQ(layer.router.weight.empty(), i != 2) << i;
+    EXPECT_EQ(layer.router.num_shared, 0) << i;
     EXPECT_EQ(layer.experts.weights.empty(), i != 2) << i;
     EXPECT_EQ(layer.dense.empty(), i == 2) << i;
-    EXPECT_TRUE(layer.shared.empty()) << i;
     EXPECT_TRUE(layer.qkv_bias.empty()) << i;
   }
 }

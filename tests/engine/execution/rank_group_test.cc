@@ -5,6 +5,7 @@
 
 #include <new>
 
+#include "tests/engine/execution/cpu_ranks.h"
 #include "tests/engine/execution/steps.h"
 #include "tests/engine/model/temp_directory.h"
 #include "tests/engine/small_checkpoint.h"
@@ -21,7 +22,7 @@ WorkerConfig GroupConfig(int num_ranks, int num_redundant_experts = 0) {
   return {.model_directory = SmallCheckpoint(),
           .num_ranks = num_ranks,
           .num_redundant_experts = num_redundant_experts,
-          .num_threads = 1,
+          .make_backend = CpuRanks(),
           .runner = {.model = SmallModel(),
                      .dtype = DType::kBFloat16,
                      .max_num_batched_tokens = 64,
@@ -181,6 +182,16 @@ TEST(RankGroup, DividesTheKvCache) {
   const auto group = Start(GroupConfig(4));
   EXPECT_THAT(group->num_kv_blocks(),
               testing::ElementsAre(whole / 4, whole / 4, whole / 4, whole / 4));
+}
+
+TEST(RankGroup, KnowsWhatTheMemoryOfEachRankIsFor) {
+  const auto group = Start(GroupConfig(3));
+  ASSERT_EQ(group->memory_plans().size(), 3u);
+  for (size_t rank = 0; rank < 3; ++rank) {
+    const MemoryPlan& plan = group->memory_plans()[rank];
+    EXPECT_EQ(plan.num_kv_blocks, group->num_kv_blocks()[rank]);
+    EXPECT_GT(plan.weight_bytes, 0);
+  }
 }
 
 TEST(RankGroup, EndsWithStepsInFlight) {

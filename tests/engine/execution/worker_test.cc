@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "tests/engine/execution/cpu_ranks.h"
 #include "tests/engine/execution/steps.h"
 #include "tests/engine/small_checkpoint.h"
 
@@ -11,6 +12,7 @@ namespace {
 
 WorkerConfig SmallConfig() {
   return {.model_directory = SmallCheckpoint(),
+          .make_backend = CpuRanks(),
           .runner = {.model = SmallModel(),
                      .dtype = DType::kBFloat16,
                      .max_num_batched_tokens = 64,
@@ -18,18 +20,21 @@ WorkerConfig SmallConfig() {
 }
 
 std::unique_ptr<Worker> Launch(const WorkerConfig& config, LoadProgress progress = {}) {
-  const ExpertPlacement placement =
-      ExpertPlacement::Create(config.runner.model.n_routed_experts, 1, 0).value();
-  auto worker =
-      Worker::Launch(config, placement, {.backend = {.num_threads = 1}}, std::move(progress));
+  const ExpertPlacement placement = ExpertPlacement::Create(config.runner.model, 1, 0).value();
+  auto worker = Worker::Launch(config, placement, nullptr, std::move(progress));
   SHOAL_CHECK(worker.ok(), "{}", worker.status().ToString());
   return *std::move(worker);
 }
 
 std::unique_ptr<Worker> StartWorker() {
   auto worker = Launch(SmallConfig());
-  EXPECT_EQ(worker->WaitUntilReady().value(), 8);
+  EXPECT_EQ(worker->WaitUntilReady().value().num_kv_blocks, 8);
   return worker;
+}
+
+std::vector<SampledRow> TakeFrom(Worker& worker) {
+  worker.Ask();
+  return worker.Take().value();
 }
 
 /// Tokens [begin, end) of a fixed text, with the logprob of the token after each of them.
@@ -49,22 +54,33 @@ TEST(Worker, RunsTwoBatchesInFlightInOrder) {
   const auto worker = StartWorker();
   worker->Post(Chunk(0, 20));
   worker->Post(Chunk(20, 50));
-  const auto first = worker->Take().value();
-  const auto second = worker->Take().value();
+  const auto first = TakeFrom(*worker);
+  const auto second = TakeFrom(*worker);
   EXPECT_EQ(first.size(), 20u);
   ASSERT_EQ(second.size(), 30u);
   EXPECT_EQ(second[0].token_id, 21 * 13 % 200);
 }
 
+TEST(Worker, GivesEachResultOnceItIsAskedFor) {
+  const auto worker = StartWorker();
+  worker->Post(Chunk(0, 20));
+  worker->Ask();
+  worker->Post(Chunk(20, 30));
+  EXPECT_EQ(worker->Take().value().size(), 20u);
+  worker->Post(Chunk(30, 45));
+  EXPECT_EQ(TakeFrom(*worker).size(), 10u);
+  EXPECT_EQ(TakeFrom(*worker).size(), 15u);
+}
+
 TEST(Worker, GivesTheSameRowsInWholeAndInChunks) {
   const auto worker = StartWorker();
   worker->Post(Chunk(0, 50));  // more rows than logits are made for at once
-  const auto whole = worker->Take().value();
+  const auto whole = TakeFrom(*worker);
   ASSERT_EQ(whole.size(), 50u);
   for (int32_t begin = 0; begin < 50; begin += 7) {
     const int32_t end = std::min(begin + 7, 50);
     worker->Post(Chunk(begin, end));
-    const auto chunk = worker->Take().value();
+    const auto chunk = TakeFrom(*worker);
     for (int32_t i = begin; i < end; ++i) {
       EXPECT_TRUE(chunk[static_cast<size_t>(i - begin)] == whole[static_cast<size_t>(i)]) << i;
     }
@@ -74,7 +90,7 @@ TEST(Worker, GivesTheSameRowsInWholeAndInChunks) {
 TEST(Worker, RunsAnEmptyBatch) {
   const auto worker = StartWorker();
   worker->Post(BatchOf({}));
-  EXPECT_TRUE(worker->Take().value().empty());
+  EXPECT_TRUE(TakeFrom(*worker).empty());
 }
 
 TEST(Worker, EndsWithBatchesInFlight) {
@@ -93,6 +109,33 @@ TEST(Worker, SaysWhyItCannotStart) {
   config = SmallConfig();
   config.runner.kv_cache.memory_bytes = 100;
   EXPECT_EQ(Launch(config)->WaitUntilReady().status().code(), absl::StatusCode::kResourceExhausted);
+
+  config.make_backend = [](int rank, std::unique_ptr<Communicator>) {
+    return absl::UnavailableError("no such device");
+  };
+  EXPECT_EQ(Launch(config)->WaitUntilReady().status().message(), "no such device");
+}
+
+TEST(Worker, SaysThatItsDeviceIsTooSmallBeforeItLoads) {
+  WorkerConfig config = SmallConfig();
+  config.make_backend = CpuRanks(100'000);
+  const auto worker = Launch(config, [](int64_t, int64_t) { ADD_FAILURE() << "it loads"; });
+  const absl::Status status = worker->WaitUntilReady().status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(status.message()), testing::HasSubstr("of which the device has 100000"));
+}
+
+TEST(Worker, KnowsWhatItsMemoryIsFor) {
+  constexpr int64_t kMemory = int64_t{64} << 20;
+  WorkerConfig config = SmallConfig();
+  config.make_backend = CpuRanks(kMemory);
+  config.runner.kv_cache.memory_bytes = int64_t{1} << 20;
+  const MemoryPlan plan = Launch(config)->WaitUntilReady().value();
+  EXPECT_EQ(plan.weight_bytes + plan.activation_bytes + plan.kv_cache_bytes + plan.left_bytes,
+            kMemory);
+  EXPECT_GE(plan.weight_bytes, 2 * SmallModel().num_parameters());
+  EXPECT_GT(plan.activation_bytes, 0);
+  EXPECT_EQ(plan.num_kv_blocks, (1 << 20) / (16 * KvBytesPerToken(SmallModel(), DType::kBFloat16)));
 }
 
 TEST(Worker, ReportsProgressUpToTheEnd) {

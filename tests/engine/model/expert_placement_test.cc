@@ -12,8 +12,15 @@ using testing::AllOf;
 using testing::ElementsAre;
 using testing::HasSubstr;
 
-ExpertPlacement Created(int num_experts, int num_ranks, int num_redundant_experts = 0) {
-  auto placement = ExpertPlacement::Create(num_experts, num_ranks, num_redundant_experts);
+ModelConfig ModelOf(int num_routed_experts, int num_shared_experts = 0) {
+  ModelConfig model;
+  model.n_routed_experts = num_routed_experts;
+  model.n_shared_experts = num_shared_experts;
+  return model;
+}
+
+ExpertPlacement Created(const ModelConfig& model, int num_ranks, int num_redundant_experts = 0) {
+  auto placement = ExpertPlacement::Create(model, num_ranks, num_redundant_experts);
   SHOAL_CHECK(placement.ok(), "{}", placement.status().ToString());
   return *std::move(placement);
 }
@@ -27,7 +34,7 @@ std::pair<int, int> At(const ExpertPlacement& placement, int32_t place) {
 TEST(ExpertPlacement, CoversEveryExpertOnceAndEvenly) {
   for (const auto [num_experts, num_ranks] :
        {std::pair(64, 8), std::pair(63, 4), std::pair(5, 5), std::pair(7, 1)}) {
-    const ExpertPlacement placement = Created(num_experts, num_ranks);
+    const ExpertPlacement placement = Created(ModelOf(num_experts), num_ranks);
     ASSERT_EQ(placement.num_ranks(), num_ranks);
     EXPECT_EQ(placement.experts_per_rank(), (num_experts + num_ranks - 1) / num_ranks);
     int next = 0;
@@ -40,7 +47,7 @@ TEST(ExpertPlacement, CoversEveryExpertOnceAndEvenly) {
 }
 
 TEST(ExpertPlacement, GivesSecondPlacesToTheRanksWithTheFewestExperts) {
-  const ExpertPlacement placement = Created(5, 3, 3);  // 0 | 1 2 | 3 4 before
+  const ExpertPlacement placement = Created(ModelOf(5), 3, 3);  // 0 | 1 2 | 3 4 before
   EXPECT_THAT(placement.experts_of(0), ElementsAre(0, 1, 2));
   EXPECT_THAT(placement.experts_of(1), ElementsAre(1, 2, 0));
   EXPECT_THAT(placement.experts_of(2), ElementsAre(3, 4));
@@ -49,7 +56,7 @@ TEST(ExpertPlacement, GivesSecondPlacesToTheRanksWithTheFewestExperts) {
 
 TEST(ExpertPlacement, NeverPutsAnExpertTwiceOnOneRank) {
   for (int num_redundant = 0; num_redundant <= 8; ++num_redundant) {
-    const ExpertPlacement placement = Created(8, 3, num_redundant);
+    const ExpertPlacement placement = Created(ModelOf(8), 3, num_redundant);
     int64_t num_places = 0;
     for (int rank = 0; rank < 3; ++rank) {
       const auto experts = placement.experts_of(rank);
@@ -62,11 +69,11 @@ TEST(ExpertPlacement, NeverPutsAnExpertTwiceOnOneRank) {
 }
 
 TEST(ExpertPlacement, ServesEveryTokenFromAPlaceOfTheRightExpert) {
-  const ExpertPlacement placement = Created(8, 4, 5);
+  const ExpertPlacement placement = Created(ModelOf(8, 2), 4, 5);
   for (int home = 0; home < 4; ++home) {
     const std::vector<int32_t> places = placement.PlacesFor(home);
-    ASSERT_EQ(places.size(), 8u);
-    for (int expert = 0; expert < 8; ++expert) {
+    ASSERT_EQ(places.size(), 10u);
+    for (int expert = 0; expert < 10; ++expert) {
       const auto [rank, found] = At(placement, places[expert]);
       EXPECT_EQ(found, expert);
       const auto local = placement.experts_of(home);
@@ -74,6 +81,20 @@ TEST(ExpertPlacement, ServesEveryTokenFromAPlaceOfTheRightExpert) {
         EXPECT_EQ(rank, home) << "the nearest place of expert " << expert;
       }
     }
+  }
+}
+
+TEST(ExpertPlacement, PutsSharedExpertsOnEveryRankAfterTheRoutedOnes) {
+  const ExpertPlacement placement = Created(ModelOf(5, 2), 3, 3);
+  EXPECT_EQ(placement.num_experts(), 7);
+  EXPECT_THAT(placement.experts_of(0), ElementsAre(0, 1, 2, 5, 6));
+  EXPECT_THAT(placement.experts_of(1), ElementsAre(1, 2, 0, 5, 6));
+  EXPECT_THAT(placement.experts_of(2), ElementsAre(3, 4, 5, 6));
+  EXPECT_EQ(placement.experts_per_rank(), 5);
+  for (int home = 0; home < 3; ++home) {
+    const std::vector<int32_t> places = placement.PlacesFor(home);
+    EXPECT_EQ(At(placement, places[5]), std::pair(home, 5)) << "a token's own rank computes them";
+    EXPECT_EQ(At(placement, places[6]), std::pair(home, 6));
   }
 }
 
@@ -87,16 +108,20 @@ TEST(ExpertPlacement, SharesTheOtherRanksTokensOutAmongThePlaces) {
 }
 
 TEST(ExpertPlacement, PlacesNothingForADenseModel) {
-  const ExpertPlacement placement = Created(0, 3);
-  EXPECT_EQ(placement.num_ranks(), 3);
-  EXPECT_EQ(placement.experts_per_rank(), 0);
-  EXPECT_TRUE(placement.PlacesFor(2).empty());
+  for (int num_shared_experts : {0, 2}) {  // shared experts belong to MoE layers, of which there
+                                           // are none
+    const ExpertPlacement placement = Created(ModelOf(0, num_shared_experts), 3);
+    EXPECT_EQ(placement.num_ranks(), 3);
+    EXPECT_EQ(placement.num_experts(), 0);
+    EXPECT_EQ(placement.experts_per_rank(), 0);
+    EXPECT_TRUE(placement.PlacesFor(2).empty());
+  }
 }
 
 TEST(ExpertPlacement, NamesTheFieldThatIsOutOfRange) {
   const auto error = [](int num_experts, int num_ranks, int num_redundant_experts) {
     const absl::Status status =
-        ExpertPlacement::Create(num_experts, num_ranks, num_redundant_experts).status();
+        ExpertPlacement::Create(ModelOf(num_experts, 2), num_ranks, num_redundant_experts).status();
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
     return std::string(status.message());
   };

@@ -34,7 +34,7 @@ absl::Status LoadError(const ModelConfig& written, const ModelConfig& config) {
   EXPECT_TRUE(checkpoint.ok()) << checkpoint.status();
   Backend backend;
   backend.communicator = std::make_unique<Alone>();
-  const auto placement = ExpertPlacement::Create(config.n_routed_experts, 1, 0);
+  const auto placement = ExpertPlacement::Create(config, 1, 0);
   return LoadModelWeights(config, **checkpoint, DType::kFloat32, *placement, backend, {}).status();
 }
 

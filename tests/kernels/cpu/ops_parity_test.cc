@@ -3,10 +3,6 @@
 #include "kernels/comm/single_rank.h"
 #include "kernels/cpu/cpu_device.h"
 #include "kernels/cpu/cpu_ops.h"
-#include "tests/kernels/attention_parity.h"
-#include "tests/kernels/copy_parity.h"
-#include "tests/kernels/sampling_edits_parity.h"
-#include "tests/kernels/sampling_parity.h"
 
 namespace shoal {
 namespace {
@@ -20,7 +16,7 @@ BackendCase Case(const char* name, Isa isa, int num_threads) {
                    .ops = std::make_unique<CpuOps>(pool, isa, used),
                    .communicator = std::make_unique<SingleRank>()};
   };
-  return {name, make};
+  return {.name = name, .make = make, .dtypes = {DType::kFloat32, DType::kBFloat16}};
 }
 
 const auto kCases =
@@ -29,7 +25,9 @@ const auto kCases =
 
 const auto kName = [](const testing::TestParamInfo<BackendCase>& info) { return info.param.name; };
 
+INSTANTIATE_TEST_SUITE_P(Cpu, DeviceParity, kCases, kName);
 INSTANTIATE_TEST_SUITE_P(Cpu, OpsParity, kCases, kName);
+INSTANTIATE_TEST_SUITE_P(Cpu, NormParity, kCases, kName);
 INSTANTIATE_TEST_SUITE_P(Cpu, FfnParity, kCases, kName);
 INSTANTIATE_TEST_SUITE_P(Cpu, AttentionParity, kCases, kName);
 INSTANTIATE_TEST_SUITE_P(Cpu, SamplingParity, kCases, kName);

@@ -1,0 +1,10 @@
+#include "kernels/cuda/module.h"
+
+extern "C" {
+
+/// See shoal::cuda::Module.
+__attribute__((visibility("default"))) extern const shoal::cuda::Module shoal_cuda_module;
+const shoal::cuda::Module shoal_cuda_module = {.build_id = SHOAL_BUILD_ID,
+                                               .count_devices = shoal::cuda::CountDevices,
+                                               .make_backend = shoal::cuda::MakeCudaBackend};
+}
