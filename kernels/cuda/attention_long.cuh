@@ -21,10 +21,10 @@ struct LongShared {
   alignas(128) BFloat16 keys[kStages][kTileKeys * kDim];
   alignas(128) BFloat16 values[kStages][kTileKeys * kColumns<kDim>];
   union {
-    float4 totals[kWarps][kColumns<kDim> / 8][32];  // of each lane, as fragments
+    float4 totals[kWarps][kColumns<kDim> / 8][kWarpSize];  // of each lane, as fragments
     BFloat16 results[kWarps][kRows * kColumns<kDim>];
   };
-  int warp_sums[kWarps];
+  WarpValues warp_values;
   int sequence;
   int row_tile;
 };
@@ -45,13 +45,14 @@ __device__ __forceinline__ bool Locate(const LongArgs& args, int number, LongSha
         num_tiles = (num_tokens * group + kBlockRows - 1) / kBlockRows;
       }
     }
-    int total = 0;
-    const int begin = before + SumBefore(num_tiles, shared.warp_sums, total);
+    uint64_t total = 0;
+    const int begin =
+        before + static_cast<int>(BlockSumBefore(num_tiles, shared.warp_values, total));
     if (begin <= number && number < begin + num_tiles) {
       shared.sequence = sequence;
       shared.row_tile = begin + num_tiles - 1 - number;
     }
-    before += total;
+    before += static_cast<int>(total);
   }
   __syncthreads();
   return before > number;
@@ -72,12 +73,12 @@ struct WarpSums {
   RowSum split_rows[2];
   RowSum total_rows[2];
   float split[kColumns<kDim> / 8][4];
-  float4 (*totals)[32];
+  float4 (*totals)[kWarpSize];
 
-  __device__ __forceinline__ explicit WarpSums(float4 (*totals)[32]) : totals(totals) {
+  __device__ __forceinline__ explicit WarpSums(float4 (*totals)[kWarpSize]) : totals(totals) {
 #pragma unroll
     for (int j = 0; j < kColumns<kDim> / 8; ++j) {
-      totals[j][Lane()] = make_float4(0, 0, 0, 0);
+      totals[j][LaneIndex()] = make_float4(0, 0, 0, 0);
 #pragma unroll
       for (int i = 0; i < 4; ++i) split[j][i] = 0;
     }
@@ -111,8 +112,8 @@ struct WarpSums {
     split_rows[1] = {};
 #pragma unroll
     for (int j = 0; j < kColumns<kDim> / 8; ++j) {
-      const float4 total = totals[j][Lane()];
-      totals[j][Lane()] =
+      const float4 total = totals[j][LaneIndex()];
+      totals[j][LaneIndex()] =
           make_float4(Fold(split[j][0], shares[0], total.x), Fold(split[j][1], shares[0], total.y),
                       Fold(split[j][2], shares[1], total.z), Fold(split[j][3], shares[1], total.w));
 #pragma unroll
@@ -127,11 +128,11 @@ template <int kDim>
 __device__ __forceinline__ void StoreRows(const LongArgs& args, const WarpSums<kDim>& sums,
                                           LongShared<kDim>& shared) {
   constexpr int kWidth = kColumns<kDim>;
-  BFloat16* results = shared.results[Warp()];
+  BFloat16* results = shared.results[WarpIndex()];
   uint32_t pairs[kWidth / 8][2];
 #pragma unroll
   for (int j = 0; j < kWidth / 8; ++j) {
-    const float4 total = sums.totals[j][Lane()];
+    const float4 total = sums.totals[j][LaneIndex()];
     pairs[j][0] = PackBFloat16(Normalize(total.x, sums.total_rows[0]),
                                Normalize(total.y, sums.total_rows[0]));
     pairs[j][1] = PackBFloat16(Normalize(total.z, sums.total_rows[1]),
@@ -142,7 +143,7 @@ __device__ __forceinline__ void StoreRows(const LongArgs& args, const WarpSums<k
   for (int j = 0; j < kWidth / 8; ++j) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int to = TileOffset<kWidth>(Lane() / 4 + 8 * half, 8 * j) + 2 * (Lane() % 4);
+      const int to = TileOffset<kWidth>(LaneIndex() / 4 + 8 * half, 8 * j) + 2 * (LaneIndex() % 4);
       *reinterpret_cast<uint32_t*>(results + to) = pairs[j][half];
     }
   }
@@ -151,9 +152,9 @@ __device__ __forceinline__ void StoreRows(const LongArgs& args, const WarpSums<k
   const int first_column =
       blockIdx.x / args.attention.num_kv_heads % NumParts<kDim>(args.attention) * kWidth;
   const QueryRows queries = Queries(args, shared);
-  for (int i = Lane(); i < kRows * kWidth / 8; i += 32) {
+  for (int i = LaneIndex(); i < kRows * kWidth / 8; i += 32) {
     const int row = i / (kWidth / 8), column = i % (kWidth / 8) * 8;
-    const int query_row = shared.row_tile * kBlockRows + Warp() * kRows + row;
+    const int query_row = shared.row_tile * kBlockRows + WarpIndex() * kRows + row;
     if (query_row >= queries.num_rows || first_column + column >= head_dim) continue;
     const int64_t head =
         static_cast<int64_t>(queries.Token(query_row)) * num_heads + queries.Head(query_row);
@@ -175,10 +176,10 @@ __global__ void __launch_bounds__(kThreads, 2) AttendLong(const LongArgs args) {
 
   const QueryRows queries = Queries(args, shared);
   const int block_row = shared.row_tile * kBlockRows;
-  const int first_row = block_row + Warp() * kRows;
+  const int first_row = block_row + WarpIndex() * kRows;
   // The last positions that the lane's rows see, and the first and the last row of warp and block.
-  const int last_keys[2] = {queries.LastKey(attention, first_row + Lane() / 4),
-                            queries.LastKey(attention, first_row + Lane() / 4 + 8)};
+  const int last_keys[2] = {queries.LastKey(attention, first_row + LaneIndex() / 4),
+                            queries.LastKey(attention, first_row + LaneIndex() / 4 + 8)};
   const int warp_rows = min(queries.num_rows - first_row, kRows);
   const int lowest = queries.LastKey(attention, first_row);
   const int highest = warp_rows <= 0 ? -1 : queries.LastKey(attention, first_row + warp_rows - 1);
@@ -190,7 +191,7 @@ __global__ void __launch_bounds__(kThreads, 2) AttendLong(const LongArgs args) {
   const int num_tiles = (head.end + kTileKeys - 1) / kTileKeys;
 
   // `source` is the row of one key of the next tile.
-  const int lane_key = TileRow<kWarps>(Lane() % kRows);
+  const int lane_key = TileRow<kWarps>(LaneIndex() % kRows);
   uint32_t source = head.Row(lane_key);
   const auto copy_keys = [&](int tile) {
     if (tile < num_tiles) {
@@ -213,7 +214,7 @@ __global__ void __launch_bounds__(kThreads, 2) AttendLong(const LongArgs args) {
 
   uint32_t operands[kDim / 16][4];
   LoadQueries<kDim>(attention, queries, first_row, operands);
-  WarpSums<kDim> sums(shared.totals[Warp()]);
+  WarpSums<kDim> sums(shared.totals[WarpIndex()]);
   for (int tile = 0; tile < num_tiles; ++tile) {
     const bool sees = tile * kTileKeys <= highest;
     TileWeights weights;

@@ -69,7 +69,7 @@ struct SplitItem {
 /// One warp's memory: first keys and values, 16 positions at a time, then its sums.
 template <int kDim>
 union WarpMemory {
-  static constexpr int kStages = kDim > 128 ? 2 : 4;
+  static constexpr int kStages = kDim > 128 ? 1 : 4;
   alignas(128) BFloat16 stages[kStages][kRows * kDim];
   float sums[kRows][kColumns<kDim> + 8];  // 8 more: rows of a fragment lie in different banks
 };
@@ -80,7 +80,7 @@ struct SplitShared {
   RowSum rows[kTilesPerSplit][kRows];
   PlannedSequence sequences[kMaxSequences];
   SplitItem item;
-  int warp_sums[kWarps];
+  WarpValues warp_values;
   bool is_last;
 };
 static_assert(kTilesPerSplit == kWarps);
@@ -100,11 +100,11 @@ __device__ __forceinline__ int Plan(const SplitArgs& args, SplitShared<kDim>& sh
         sequence.context_len = args.attention.positions[starts[1] - 1] + 1;
       }
     }
-    int total = 0;
-    const int before = SumBefore(sequence.NumSplits(), shared.warp_sums, total);
-    sequence.first_unit = num_units + before;
+    uint64_t total = 0;
+    const uint64_t before = BlockSumBefore(sequence.NumSplits(), shared.warp_values, total);
+    sequence.first_unit = num_units + static_cast<int>(before);
     if (index < args.num_sequences) shared.sequences[index] = sequence;
-    num_units += total;
+    num_units += static_cast<int>(total);
   }
   __syncthreads();
   return num_units;
@@ -143,11 +143,12 @@ __device__ __forceinline__ void AttendTile(const SplitArgs& args, const SplitIte
   const int64_t sequence = args.first_sequence + item.index;
   CachedHead head = CachedHead::Of<kDim>(args.attention, sequence, item.kv_head, item.part);
   head.end = item.sequence.context_len;
-  const int first_key = item.split * kSplitKeys + Warp() * kTileKeys;
+  const int first_key = item.split * kSplitKeys + WarpIndex() * kTileKeys;
 
   uint32_t sources[kSlices];
 #pragma unroll
-  for (int i = 0; i < kSlices; ++i) sources[i] = head.Row(first_key + kRows * i + Lane() % kRows);
+  for (int i = 0; i < kSlices; ++i)
+    sources[i] = head.Row(first_key + kRows * i + LaneIndex() % kRows);
   const auto copy = [&](int number) {  // first the keys of all slices, then the values
     BFloat16* stage = memory.stages[number % kStages];
     if (number < kSlices) {
@@ -162,7 +163,7 @@ __device__ __forceinline__ void AttendTile(const SplitArgs& args, const SplitIte
 
   uint32_t queries[kDim / 16][4];
   LoadQueries<kDim>(args.attention, item.queries, item.FirstRow(), queries);
-  const int lane_row = item.FirstRow() + Lane() / 4;
+  const int lane_row = item.FirstRow() + LaneIndex() / 4;
   const int last_keys[2] = {item.queries.LastKey(args.attention, lane_row),
                             item.queries.LastKey(args.attention, lane_row + 8)};
   TileScores scores = {};
@@ -196,12 +197,12 @@ __device__ __forceinline__ void AttendTile(const SplitArgs& args, const SplitIte
   }
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const int row = Lane() / 4 + 8 * half;
+    const int row = LaneIndex() / 4 + 8 * half;
     if (row >= item.NumRows()) continue;
-    if (Lane() % 4 == 0) rows[row] = tile.rows[half];
+    if (LaneIndex() % 4 == 0) rows[row] = tile.rows[half];
 #pragma unroll
     for (int j = 0; j < kColumns<kDim> / 8; ++j) {
-      *reinterpret_cast<float2*>(&memory.sums[row][8 * j + 2 * (Lane() % 4)]) =
+      *reinterpret_cast<float2*>(&memory.sums[row][8 * j + 2 * (LaneIndex() % 4)]) =
           make_float2(sums[j][2 * half], sums[j][2 * half + 1]);
     }
   }
@@ -308,7 +309,7 @@ __device__ __forceinline__ void FoldSplits(const SplitArgs& args, const SplitIte
 }
 
 template <int kDim>
-__global__ void __launch_bounds__(kThreads, kDim > 128 ? 1 : 3) AttendSplits(const SplitArgs args) {
+__global__ void __launch_bounds__(kThreads, kDim > 128 ? 2 : 3) AttendSplits(const SplitArgs args) {
   auto& shared = SharedMemory<SplitShared<kDim>>();
   const int num_items = Plan(args, shared) * args.RowTiles() * args.attention.num_kv_heads *
                         NumParts<kDim>(args.attention);
@@ -317,8 +318,8 @@ __global__ void __launch_bounds__(kThreads, kDim > 128 ? 1 : 3) AttendSplits(con
     if (threadIdx.x == 0) shared.item = Locate(args, shared, number);
     __syncthreads();
     if (item.NumRows() > 0) {
-      if (Warp() < item.NumTiles()) {
-        AttendTile<kDim>(args, item, shared.warps[Warp()], shared.rows[Warp()]);
+      if (WarpIndex() < item.NumTiles()) {
+        AttendTile<kDim>(args, item, shared.warps[WarpIndex()], shared.rows[WarpIndex()]);
       }
       __syncthreads();
       FoldTiles(args, item, shared);

@@ -9,17 +9,17 @@
 #include <limits>
 
 #include "kernels/cuda/attention.h"
+#include "kernels/cuda/block.cuh"
 #include "kernels/cuda/ptx.cuh"
 
 namespace shoal::cuda::attention {
 
 inline constexpr int kThreads = 128;
-inline constexpr int kWarps = kThreads / 32;
+inline constexpr int kWarps = kThreads / kWarpSize;
 inline constexpr int kRows = 16;  // of one mma: query rows of a warp; keys that are copied together
 inline constexpr int kTileKeys = 64;
 inline constexpr int kTilesPerSplit = 4;
 inline constexpr int kSplitKeys = kTilesPerSplit * kTileKeys;
-inline constexpr uint32_t kAllLanes = 0xffffffffu;
 inline constexpr float kMasked = -std::numeric_limits<float>::infinity();
 
 /// A kernel for heads of up to kDim elements sums up so many columns of the values. Where that is
@@ -31,9 +31,6 @@ template <int kDim>
 __host__ __device__ __forceinline__ int NumParts(const AttentionArgs& args) {
   return kDim == kColumns<kDim> ? 1 : (args.head_dim + kColumns<kDim> - 1) / kColumns<kDim>;
 }
-
-__device__ __forceinline__ int Lane() { return threadIdx.x % 32; }
-__device__ __forceinline__ int Warp() { return threadIdx.x / 32; }
 
 /// Rows in global memory, each `stride` elements after the last; of each the first `width`.
 struct RowSource {
@@ -57,7 +54,7 @@ __device__ __forceinline__ int TileOffset(int row, int column) {
 /// every kSharers-th row: those that a lane copies then differ little in where they begin.
 template <int kSharers>
 __device__ __forceinline__ int TileRow(int i) {
-  return kSharers == 1 ? i : i * kSharers + Warp();
+  return kSharers == 1 ? i : i * kSharers + WarpIndex();
 }
 
 /// Starts the copy of 16 rows by one warp. `row` is that of TileRow(lane % 16), or kNoRow: zeros.
@@ -65,12 +62,12 @@ __device__ __forceinline__ int TileRow(int i) {
 template <int kWidth, int kSharers = 1>
 __device__ __forceinline__ void CopyRows(const RowSource& source, uint32_t row, BFloat16* tile) {
   constexpr int kLanesPerRow = kWidth / 8;
-  constexpr int kRowsAtOnce = 32 / kLanesPerRow;
-  const int column = Lane() % kLanesPerRow * 8;
+  constexpr int kRowsAtOnce = kWarpSize / kLanesPerRow;
+  const int column = LaneIndex() % kLanesPerRow * 8;
   const BFloat16* base = source.base + (column < source.width ? column : 0);
 #pragma unroll(kSharers == 1 ? 16 : 4)
   for (int first = 0; first < kRows; first += kRowsAtOnce) {
-    const int i = first + Lane() / kLanesPerRow;
+    const int i = first + LaneIndex() / kLanesPerRow;
     const uint32_t from = __shfl_sync(kAllLanes, row, i);
     const bool valid = from != kNoRow && column < source.width;
     const uint64_t offset = static_cast<uint64_t>(valid ? from : 0) * source.stride;
@@ -145,12 +142,12 @@ __device__ __forceinline__ void LoadQueries(const AttentionArgs& args, const Que
                                             int first_row, uint32_t (&out)[kDim / 16][4]) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const uint32_t source = queries.Source(args, first_row + Lane() / 4 + 8 * half);
+    const uint32_t source = queries.Source(args, first_row + LaneIndex() / 4 + 8 * half);
     const int64_t offset = source == kNoRow ? 0 : static_cast<int64_t>(source) * args.head_dim;
     const auto* pairs = reinterpret_cast<const uint32_t*>(args.qkv + offset);
 #pragma unroll
     for (int i = 0; i < kDim / 8; ++i) {
-      const int column = 8 * i + 2 * (Lane() % 4);
+      const int column = 8 * i + 2 * (LaneIndex() % 4);
       const bool valid = source != kNoRow && column < args.head_dim;
       out[i / 2][half + i % 2 * 2] = valid ? pairs[column / 2] : 0;
     }
@@ -200,7 +197,8 @@ struct TileWeights {
 template <int kDim>
 __device__ __forceinline__ void AddScores(const uint32_t (&queries)[4], const BFloat16* keys,
                                           int step, float (&scores)[2][4]) {
-  const int row = Lane() / 16 * 8 + Lane() % 8, column = 16 * step + Lane() / 8 % 2 * 8;
+  const int row = LaneIndex() / 16 * 8 + LaneIndex() % 8,
+            column = 16 * step + LaneIndex() / 8 % 2 * 8;
   uint32_t operand[4];
   LoadMatrices(keys + TileOffset<kDim>(row, column), operand);
   MultiplyAdd(scores[0], queries, operand[0], operand[1]);
@@ -211,9 +209,9 @@ __device__ __forceinline__ void AddScores(const uint32_t (&queries)[4], const BF
 template <int kWidth>
 __device__ __forceinline__ void AddValues(const uint32_t (&weights)[4], const BFloat16* values,
                                           int column, float (&low)[4], float (&high)[4]) {
-  const int row = Lane() % 16;
+  const int row = LaneIndex() % 16;
   uint32_t operand[4];
-  LoadMatricesTransposed(values + TileOffset<kWidth>(row, column + Lane() / 16 * 8), operand);
+  LoadMatricesTransposed(values + TileOffset<kWidth>(row, column + LaneIndex() / 16 * 8), operand);
   MultiplyAdd(low, weights, operand[0], operand[1]);
   MultiplyAdd(high, weights, operand[2], operand[3]);
 }
@@ -227,7 +225,7 @@ __device__ __forceinline__ void Mask(int first_key, const int (&last_keys)[2], T
   for (int i = 0; i < kTileKeys / 8; ++i) {
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      const int key = first_key + 8 * i + 2 * (Lane() % 4) + j % 2;
+      const int key = first_key + 8 * i + 2 * (LaneIndex() % 4) + j % 2;
       if (key > last_keys[j / 2]) scores[i / 2][i % 2][j] = kMasked;
     }
   }
@@ -262,28 +260,6 @@ __device__ __forceinline__ void Softmax(float scale, TileScores& scores, TileWei
   for (int i = 0; i < kTileKeys / kRows; ++i) MultiplyAdd(sums, tile.weights[i], kOnes, kOnes);
   tile.rows[0].sum = sums[0];
   tile.rows[1].sum = sums[2];
-}
-
-/// The sum of `value` over the threads before this one; `total`: over all. `warp_sums` is shared.
-/// Contains barriers.
-__device__ __forceinline__ int SumBefore(int value, int (&warp_sums)[kWarps], int& total) {
-  int sum = value;
-#pragma unroll
-  for (int distance = 1; distance < 32; distance *= 2) {
-    const int before = __shfl_up_sync(kAllLanes, sum, distance);
-    if (Lane() >= distance) sum += before;
-  }
-  __syncthreads();  // the last call's sums have been read
-  if (Lane() == 31) warp_sums[Warp()] = sum;
-  __syncthreads();
-  total = 0;
-  int before = sum - value;
-#pragma unroll
-  for (int warp = 0; warp < kWarps; ++warp) {
-    if (warp < Warp()) before += warp_sums[warp];
-    total += warp_sums[warp];
-  }
-  return before;
 }
 
 }  // namespace shoal::cuda::attention

@@ -19,20 +19,17 @@ namespace {
 
 constexpr double kMemoryUtilization = 0.95;
 
-/// "shoal::cuda::(anonymous namespace)::Kernel<64>(Args)" -> "Kernel<64>".
+/// "void shoal::cuda::(anonymous namespace)::Kernel<64, shoal::cuda::Store>(Args)" -> "Kernel<64,
+/// Store>".
 std::string ShortName(std::string name) {
-  int depth = 0;
-  size_t begin = 0, end = name.size();
-  for (size_t i = 0; i < name.size(); ++i) {
-    const char c = name[i];
-    if (c == '(' && depth == 0 && !std::string_view(name).substr(i).starts_with("(anonymous")) {
-      end = i;
-      break;
+  constexpr std::string_view kLeftOut[] = {
+      "(anonymous namespace)::", "shoal::cuda::", "shoal::bench::", "void "};
+  for (const std::string_view word : kLeftOut) {
+    for (size_t at = name.find(word); at != std::string::npos; at = name.find(word)) {
+      name.erase(at, word.size());
     }
-    depth += c == '<' || c == '(' ? 1 : c == '>' || c == ')' ? -1 : 0;
-    if (depth == 0 && (c == ':' || c == ' ')) begin = i + 1;
   }
-  return name.substr(begin, end - begin);
+  return name.substr(0, name.find('('));
 }
 
 std::string KernelName(const void* function) {
@@ -113,7 +110,10 @@ std::vector<Recording::Kernel> Recording::Kernels() const {
     SHOAL_CHECK(type == cudaGraphNodeTypeKernel, "an op enqueues something else than kernels");
     cudaKernelNodeParams params = {};
     Check(cudaGraphKernelNodeGetParams(node, &params), "cudaGraphKernelNodeGetParams");
-    kernels.push_back({.name = KernelName(params.func), .node = node});
+    const dim3& grid = params.gridDim;
+    kernels.push_back(
+        {.name = fmt::format("{} [{}, {}, {}]", KernelName(params.func), grid.x, grid.y, grid.z),
+         .node = node});
   }
   return kernels;
 }

@@ -27,7 +27,7 @@ class Recording {
  public:
   /// One kernel of it, with its arguments.
   struct Kernel {
-    std::string name;  // without namespaces and arguments
+    std::string name;  // without namespaces and arguments, with the grid: "Kernel<64> [132, 1, 1]"
     cudaGraphNode_t node = nullptr;
   };
 

@@ -79,7 +79,7 @@ void Report::AddKernels(std::vector<KernelShare> kernels) {
   for (const KernelShare& kernel : kernels) total += kernel.seconds;
   for (size_t i = 0; i < std::min(kernels.size(), kShown); ++i) {
     const KernelShare& kernel = kernels[i];
-    fmt::print("  {:5.1f} % {:<40} {:4} x {:>10}\n", 100 * kernel.seconds / total, kernel.kernel,
+    fmt::print("  {:5.1f} % {:<52} {:4} x {:>10}\n", 100 * kernel.seconds / total, kernel.kernel,
                kernel.count, FormatSeconds(kernel.seconds / static_cast<double>(kernel.count)));
   }
   std::fflush(stdout);

@@ -100,6 +100,9 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t graphExec, cudaStream_t stream) {
   }
   const cudaError_t fault = runtime.FindDeviceLocked(found_stream->device)->fault;
   if (fault != cudaSuccess) return Result(fault);
+  for (const Work& work : found->second->nodes) {
+    if (const auto* record = std::get_if<RecordWork>(&work)) record->mark->stream = found_stream;
+  }
   return runtime.EnqueueLocked(lock, found_stream, found->second->nodes);
 }
 
