@@ -39,10 +39,10 @@ absl::Status CheckAgainstModel(const EngineConfig& config, const ModelConfig& mo
   return absl::OkStatus();
 }
 
-/// float16 is computed as bfloat16.
-DType ChooseDType(const EngineConfig& config, const ModelConfig& model) {
+/// float16 is computed as bfloat16, and so is float32 on a GPU.
+DType ChooseDType(const EngineConfig& config, const ModelConfig& model, bool gpu) {
   if (config.dtype == "auto") {
-    return model.torch_dtype == DType::kFloat32 ? DType::kFloat32 : DType::kBFloat16;
+    return model.torch_dtype == DType::kFloat32 && !gpu ? DType::kFloat32 : DType::kBFloat16;
   }
   return config.dtype == "float32" ? DType::kFloat32 : DType::kBFloat16;
 }
@@ -91,15 +91,19 @@ absl::Status CheckSampling(const SamplingParams& sampling, int64_t vocab_size) {
   return CheckRange("prompt_logprobs", sampling.prompt_logprobs, -1, kMaxTopLogprobs);
 }
 
+absl::StatusOr<BackendFactory> FindBackends(const EngineConfig& config) {
+  return BackendFactory::Create({.device = config.device,
+                                 .num_ranks = config.expert_parallel,
+                                 .num_threads = config.threads,
+                                 .gpu_memory_utilization = config.gpu_memory_utilization});
+}
+
 absl::StatusOr<std::unique_ptr<RankGroup>> StartRanks(
-    const EngineConfig& config, const ModelConfig& model, int32_t max_model_len,
-    const std::function<void(const LoadStatus&)>& on_progress) {
-  ASSIGN_OR_RETURN(
-      const BackendFactory backends,
-      BackendFactory::Create(
-          {.device = "cpu", .num_ranks = config.expert_parallel, .num_threads = config.threads}));
+    const EngineConfig& config, const BackendFactory& backends, const ModelConfig& model,
+    int32_t max_model_len, const std::function<void(const LoadStatus&)>& on_progress) {
   const WorkerConfig worker = {
       .model_directory = config.model_directory,
+      .has_weights = config.load_format != "dummy",
       .num_ranks = config.expert_parallel,
       .num_redundant_experts = config.num_redundant_experts,
       .make_backend =
@@ -107,14 +111,15 @@ absl::StatusOr<std::unique_ptr<RankGroup>> StartRanks(
             return backends.Make(rank, std::move(communicator));
           },
       .runner = {.model = model,
-                 .dtype = ChooseDType(config, model),
-                 .max_num_batched_tokens = config.max_num_batched_tokens,
+                 .dtype = ChooseDType(config, model, !backends.is_cpu()),
+                 .max_num_batched_tokens = *config.max_num_batched_tokens,
                  .vocab_limit = config.vocab_limit,
                  .kv_cache = {.block_size = config.block_size,
                               .max_model_len = max_model_len,
-                              .max_num_seqs = config.max_num_seqs,
+                              .max_num_seqs = *config.max_num_seqs,
                               .memory_bytes = config.kv_cache_memory_bytes,
-                              .exclusive_device = !backends.is_cpu()}}};
+                              .exclusive_device = !backends.is_cpu()},
+                 .enforce_eager = config.enforce_eager}};
   return RankGroup::Start(worker, [&on_progress](int64_t done_bytes, int64_t total_bytes) {
     const double total = static_cast<double>(std::max<int64_t>(total_bytes, 1));
     on_progress({"loading weights", static_cast<double>(done_bytes) / total});
@@ -139,8 +144,8 @@ std::vector<BlockPool> MakeBlockPools(const EngineConfig& config, const Executor
 }
 
 SchedulerConfig MakeSchedulerConfig(const EngineConfig& config, const ModelConfig& model) {
-  return {.max_num_seqs = config.max_num_seqs,
-          .max_num_batched_tokens = config.max_num_batched_tokens,
+  return {.max_num_seqs = *config.max_num_seqs,
+          .max_num_batched_tokens = *config.max_num_batched_tokens,
           .long_prefill_token_threshold = config.long_prefill_token_threshold,
           .priority_step = std::chrono::seconds(config.priority_step_seconds),
           .schedule_conservativeness = config.schedule_conservativeness,
@@ -160,8 +165,12 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(
   RETURN_IF_ERROR(CheckAgainstModel(config, model));
   const auto max_model_len = static_cast<int32_t>(
       config.max_model_len > 0 ? config.max_model_len : model.max_position_embeddings);
-  ASSIGN_OR_RETURN(auto ranks, StartRanks(config, model, max_model_len, on_progress));
-  std::unique_ptr<Engine> engine = Create(config, model, max_model_len, std::move(ranks));
+  ASSIGN_OR_RETURN(const BackendFactory backends, FindBackends(config));
+  const EngineConfig full_config = config.WithDefaults(!backends.is_cpu());
+  ASSIGN_OR_RETURN(auto ranks,
+                   StartRanks(full_config, backends, model, max_model_len, on_progress));
+  std::unique_ptr<Engine> engine = Create(full_config, model, max_model_len, std::move(ranks));
+  engine->device_ = backends.description();
   on_progress({"ready", 1});
   return engine;
 }
@@ -173,12 +182,12 @@ std::unique_ptr<Engine> Engine::Create(const EngineConfig& config, const ModelCo
 
 Engine::Engine(const EngineConfig& config, const ModelConfig& model, int32_t max_model_len,
                std::unique_ptr<Executor> executor)
-    : config_(config),
+    : config_(config.WithDefaults(/*gpu=*/false)),
       model_(model),
       max_model_len_(max_model_len),
       executor_(std::move(executor)),
       block_pools_(MakeBlockPools(config, *executor_)),
-      scheduler_(MakeSchedulerConfig(config, model), block_pools_) {
+      scheduler_(MakeSchedulerConfig(config_, model), block_pools_) {
   Publish();
   thread_ = std::thread([this] { Run(); });
 }
@@ -348,7 +357,7 @@ void Engine::AbortAll(const absl::Status& why) {
 void Engine::Run() {
   while (TakeInbox()) {
     const bool posted = PostStep();
-    const int num_ahead = posted && config_.async_scheduling ? 1 : 0;
+    const int num_ahead = posted && *config_.async_scheduling ? 1 : 0;
     if (scheduler_.num_steps_in_flight() > num_ahead) TakeStep();
   }
 }

@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <utility>
@@ -26,13 +27,19 @@ struct EngineConfig {
   std::string model_directory;  // checkpoint in Hugging Face layout
   std::string dtype = "auto";   // "bfloat16", "float32", or "auto": config.json's torch_dtype, but
                                 // float16 is computed as bfloat16
-  std::string device = "cpu";   // "auto" or "cpu"
-  int threads = 0;              // compute threads; 0: one per core
-  int expert_parallel = 1;      // ranks
-  int num_redundant_experts = 0;             // experts that have a second place on another rank
-  int32_t max_model_len = 0;                 // 0: the model's max_position_embeddings
-  int32_t max_num_seqs = 64;                 // sequences that run at once, on all ranks together
-  int32_t max_num_batched_tokens = 512;      // tokens per step, on all ranks together
+  std::string load_format = "auto";  // "auto": the checkpoint's weights; "dummy": random ones, of
+                                     // which config.json alone says the shape
+  std::string device = "auto";       // "cpu", "cuda", "cuda:N"; "auto": a GPU if there is one
+  double gpu_memory_utilization = 0.9;  // share of a GPU's memory that we may take
+  bool enforce_eager = false;           // no recorded graphs, also on a GPU
+  int threads = 0;                      // compute threads; 0: one per core
+  int expert_parallel = 1;              // ranks
+  int num_redundant_experts = 0;        // experts that have a second place on another rank
+  int32_t max_model_len = 0;            // 0: the model's max_position_embeddings
+  std::optional<int32_t> max_num_seqs;  // sequences that run at once, on all ranks together; 64,
+                                        // or 256 on a GPU
+  std::optional<int32_t> max_num_batched_tokens;  // tokens per step, on all ranks together; 512, or
+                                                  // 8192 on a GPU
   int32_t long_prefill_token_threshold = 0;  // prompt tokens of one sequence per step while others
                                              // wait or run; 0: half of max_num_batched_tokens
   int32_t max_num_queued_requests = 256;     // waiting beyond the running ones
@@ -40,18 +47,22 @@ struct EngineConfig {
   int32_t priority_step_seconds = 10;        // of waiting that a step of priority is worth
   double schedule_conservativeness = 1;  // of the room that is kept for running sequences to grow:
                                          // below 1 more run at once, but may be preempted; 0 to 10
-  bool async_scheduling = false;  // schedule a step while the one before it runs: for devices whose
-                                  // steps are short; who comes in between waits a step longer
-  int32_t num_speculative_tokens = 0;  // drafts per step, found by prompt lookup; 0: off
-  int32_t prompt_lookup_min = 2;       // tokens that must recur
-  int32_t prompt_lookup_max = 4;       // tokens that are looked for first
-  int32_t block_size = 16;             // tokens per KV block
+  std::optional<bool> async_scheduling;  // schedule a step while the one before it runs: for
+                                         // devices whose steps are short; who comes in between
+                                         // waits a step longer. On a GPU yes
+  int32_t num_speculative_tokens = 0;    // drafts per step, found by prompt lookup; 0: off
+  int32_t prompt_lookup_min = 2;         // tokens that must recur
+  int32_t prompt_lookup_max = 4;         // tokens that are looked for first
+  int32_t block_size = 16;               // tokens per KV block
   bool enable_prefix_caching = true;
   int64_t kv_cache_memory_bytes = 0;  // of all ranks together; 0: automatic
   int64_t vocab_limit = 0;            // the tokenizer's size; 0: vocab_size
 
   /// INVALID_ARGUMENT names the field and its range.
   absl::Status Validate() const;
+
+  /// With what is not set as it is best on a GPU, or on the CPU.
+  EngineConfig WithDefaults(bool gpu) const;
 };
 
 /// How far start-up has come. `fraction` in [0, 1] within the phase.
@@ -92,6 +103,11 @@ class Engine {
   ~Engine();
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
+
+  /// What the model runs on, for people: "cpu" or "cuda:0", and if the config did not say, why.
+  const std::string& device() const { return device_; }
+  /// What the memory of each rank's device is for.
+  std::span<const MemoryPlan> memory_plans() const { return executor_->memory_plans(); }
 
   /// Takes places in the queue for the choices of one call, before its prompt is even tokenized.
   /// INVALID_ARGUMENT: the queue never holds so many. RESOURCE_EXHAUSTED: it is full. UNAVAILABLE:
@@ -153,6 +169,7 @@ class Engine {
 
   const EngineConfig config_;
   const ModelConfig model_;
+  std::string device_;  // set before anybody has the engine
   const int32_t max_model_len_;
 
   // Of the engine thread alone.

@@ -219,6 +219,7 @@ absl::Status RunBench(const BenchConfig& given) {
       std::max(engine_config.max_num_queued_tokens, int64_t{config.num_prompts} * config.input_len);
   // Before the engine takes the device's memory.
   ASSIGN_OR_RETURN(const double bandwidth, MeasureBandwidth(engine_config));
+  std::unique_ptr<Requests> requests;  // they outlive the engine, which wakes them
   std::unique_ptr<Engine> engine;
   {
     ProgressLine line;
@@ -227,12 +228,11 @@ absl::Status RunBench(const BenchConfig& given) {
                      }));
   }
   const ModelConfig& model = engine->model_config();
-  Requests requests(config,
-                    engine_config.vocab_limit > 0 ? engine_config.vocab_limit : model.vocab_size);
-  RETURN_IF_ERROR(requests.WarmUp(*engine));
-  RETURN_IF_ERROR(requests.Run(*engine));
+  requests = std::make_unique<Requests>(config, model.vocab_size);
+  RETURN_IF_ERROR(requests->WarmUp(*engine));
+  RETURN_IF_ERROR(requests->Run(*engine));
 
-  const std::vector<RequestTrace> traces = requests.Traces();
+  const std::vector<RequestTrace> traces = requests->Traces();
   nlohmann::ordered_json json = ToJson(config, BenchMetrics::Of(traces));
   const DecodeSteps steps = DecodeSteps::Of(traces, model, ComputeType(engine_config, model));
   const std::optional<double> fraction = steps.FractionOfRoofline(bandwidth);
@@ -241,7 +241,7 @@ absl::Status RunBench(const BenchConfig& given) {
   json["fraction_of_roofline"] = fraction ? nlohmann::ordered_json(*fraction) : nullptr;
   Print(json);
   RETURN_IF_ERROR(WriteJson(json, config.output_json));
-  return requests.status();
+  return requests->status();
 }
 
 }  // namespace shoal

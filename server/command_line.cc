@@ -7,6 +7,8 @@
 #include <cstdlib>
 #include <functional>
 
+#include "kernels/backends/backend_factory.h"
+#include "server/bench_command.h"
 #include "server/config_file.h"
 #include "server/generate_command.h"
 #include "server/make_checkpoint_command.h"
@@ -55,11 +57,26 @@ void AddEngineOptions(CLI::App& app, EngineConfig& engine) {
       ->check(Integer(0, 1 << 24));
   app.add_option("--block-size", engine.block_size, "Tokens per KV cache block")
       ->check(Integer(1, 1024));
-  app.add_option("--max-num-batched-tokens", engine.max_num_batched_tokens, "Tokens per step")
+  app.add_option("--max-num-batched-tokens", engine.max_num_batched_tokens,
+                 "Tokens per step; default: 512, on a GPU 8192")
       ->check(Integer(1, 65536));
   app.add_option("--kv-cache-memory-bytes", engine.kv_cache_memory_bytes, "0: automatic")
       ->check(Integer(0, int64_t{1} << 50));
-  app.add_option("--device", engine.device, "Where the model runs")->check(OneOf({"auto", "cpu"}));
+  app.add_option("--load-format", engine.load_format,
+                 "auto: the checkpoint's weights; dummy: random ones, of config.json's shape")
+      ->check(OneOf({"auto", "dummy"}));
+  app.add_option("--device", engine.device,
+                 "Where the model runs: cpu, cuda, cuda:N, or auto: a GPU if there is one")
+      ->check(CLI::Validator(
+          [](const std::string& name) {
+            return std::string(DeviceName::Parse(name).status().message());
+          },
+          "DEVICE"));
+  app.add_option("--gpu-memory-utilization", engine.gpu_memory_utilization,
+                 "Share of the GPU's memory that may be taken")
+      ->check(InRange("a number", 0.01, 1.0));
+  app.add_flag("--enforce-eager,!--no-enforce-eager", engine.enforce_eager,
+               "Enqueue every kernel of every step, without CUDA graphs");
   app.add_option("--dtype", engine.dtype, "Type of weights and activations")
       ->check(OneOf({"auto", "bfloat16", "float32"}));
   app.add_option("--threads", engine.threads, "Compute threads; 0: one per core")
@@ -78,11 +95,19 @@ void AddEngineOptions(CLI::App& app, EngineConfig& engine) {
       ->check(Integer(1, 64));
 }
 
+/// How many sequences run, and how: of `serve` and `bench`.
+void AddBatchOptions(CLI::App& app, EngineConfig& engine) {
+  app.add_option("--max-num-seqs", engine.max_num_seqs,
+                 "Sequences that run at once; default: 64, on a GPU 256")
+      ->check(Integer(1, 4096));
+  app.add_flag("--async-scheduling,!--no-async-scheduling", engine.async_scheduling,
+               "Schedule a step while the one before it runs; default: on a GPU");
+}
+
 /// Options that say whose turn it is: of `serve`.
 void AddSchedulingOptions(CLI::App& app, ServerConfig& config) {
   EngineConfig& engine = config.engine;
-  app.add_option("--max-num-seqs", engine.max_num_seqs, "Sequences that run at once")
-      ->check(Integer(1, 4096));
+  AddBatchOptions(app, engine);
   app.add_option("--long-prefill-token-threshold", engine.long_prefill_token_threshold,
                  "Prompt tokens of one request per step while there are others; 0: half a step's")
       ->check(Integer(0, 65536));
@@ -104,8 +129,6 @@ void AddSchedulingOptions(CLI::App& app, ServerConfig& config) {
   app.add_option("--request-timeout-ms", config.request_timeout_ms,
                  "Longest that a request may take, X-Request-Timeout-Ms may ask for less; 0: any")
       ->check(Integer(0, kMaxInt));
-  app.add_flag("--async-scheduling,!--no-async-scheduling", engine.async_scheduling,
-               "Schedule a step while the one before it runs");
   app.add_flag("--enable-prefix-caching,!--no-enable-prefix-caching", engine.enable_prefix_caching,
                "Share the KV cache of equal prompt beginnings");
 }
@@ -118,6 +141,7 @@ class CommandLine {
     app_.set_version_flag("--version", std::string("shoal ") + SHOAL_VERSION);
     AddServe();
     AddGenerate();
+    AddBench();
     AddTokenize();
     AddMakeCheckpoint();
     for (CLI::App* command : app_.get_subcommands({})) {
@@ -144,6 +168,7 @@ class CommandLine {
  private:
   void AddServe();
   void AddGenerate();
+  void AddBench();
   void AddTokenize();
   void AddMakeCheckpoint();
   absl::Status RunCommand();
@@ -152,6 +177,7 @@ class CommandLine {
   CLI::App app_{"Shoal serves DeepSeekMoE language models."};
   CLI::App* serve_ = app_.add_subcommand("serve", "Serve a model over HTTP (OpenAI API)");
   CLI::App* generate_ = app_.add_subcommand("generate", "Complete one prompt");
+  CLI::App* bench_ = app_.add_subcommand("bench", "Measure how fast the engine is");
   CLI::App* tokenize_ = app_.add_subcommand("tokenize", "Show the tokens of a text");
   CLI::App* make_checkpoint_ =
       app_.add_subcommand("make-checkpoint", "Write a checkpoint with random weights");
@@ -160,6 +186,7 @@ class CommandLine {
   std::string config_path_;
   bool print_config_ = false;
   GenerateConfig generate_config_;
+  BenchConfig bench_config_;
   TokenizeConfig tokenize_config_;
   MakeCheckpointConfig make_checkpoint_config_;
 };
@@ -214,6 +241,24 @@ void CommandLine::AddGenerate() {
       ->check(Integer(0, std::numeric_limits<int64_t>::max()));
 }
 
+void CommandLine::AddBench() {
+  CLI::App& app = *bench_;
+  BenchConfig& config = bench_config_;
+  AddEngineOptions(app, config.engine);
+  AddBatchOptions(app, config.engine);
+  app.add_option("--input-len", config.input_len, "Random tokens of each prompt")
+      ->check(Integer(1, 1 << 24));
+  app.add_option("--output-len", config.output_len, "Tokens generated for each prompt")
+      ->check(Integer(1, 1 << 24));
+  app.add_option("--num-prompts", config.num_prompts, "Requests sent")->check(Integer(1, 1 << 20));
+  app.add_option("--request-rate", config.request_rate,
+                 "Requests per second, at random times; inf: all at once")
+      ->check(InRange("a number", 1e-6, std::numeric_limits<double>::infinity()));
+  app.add_option("--seed", config.seed, "Equal seeds give equal prompts, times and tokens")
+      ->check(Integer(0, std::numeric_limits<int64_t>::max()));
+  app.add_option("--output-json", config.output_json, "File to write the figures to");
+}
+
 void CommandLine::AddTokenize() {
   CLI::App& app = *tokenize_;
   TokenizeConfig& config = tokenize_config_;
@@ -238,12 +283,15 @@ void CommandLine::AddMakeCheckpoint() {
       ->check(OneOf({"bfloat16", "float32"}));
   app.add_option("--seed", config.seed, "Equal seeds give equal weights")
       ->check(Integer(0, std::numeric_limits<int64_t>::max()));
+  app.add_flag("--no-weights", config.no_weights,
+               "Only config.json and tokenizer, for --load-format dummy");
   app.add_option("--output", config.output, "Directory to write")->required();
 }
 
 absl::Status CommandLine::RunCommand() {
   if (*serve_) return RunServeCommand();
   if (*generate_) return RunGenerate(generate_config_);
+  if (*bench_) return RunBench(bench_config_);
   if (*tokenize_) {
     if (tokenize_config_.decode_ids.empty() && tokenize_->count("text") == 0) {
       return absl::InvalidArgumentError("tokenize needs a text or --decode");

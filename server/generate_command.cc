@@ -31,13 +31,7 @@ class Bell {
 };
 
 absl::StatusOr<std::unique_ptr<ServedModel>> LoadWithProgress(EngineConfig config) {
-  std::unique_ptr<TemporaryDirectory> temporary;
-  if (config.model_directory.empty()) {
-    ASSIGN_OR_RETURN(temporary, TemporaryDirectory::Create());
-    RETURN_IF_ERROR(WriteDefaultModel(temporary->path()));
-    config.model_directory = temporary->path();
-    fmt::print(stderr, "no --model: a tiny model with random weights, its output is noise\n");
-  }
+  ASSIGN_OR_RETURN(const auto default_model, ProvideDefaultModel(config));
   ProgressLine line;
   return ServedModel::Load(config, {}, nullptr, [&](const LoadStatus& status) {
     line.Update(status.phase, status.fraction);

@@ -81,9 +81,15 @@ absl::Status MakeCheckpoint(const MakeCheckpointConfig& config, const LoadProgre
   ASSIGN_OR_RETURN(const auto tokenizer,
                    Tokenizer::FromJson(files.tokenizer_json, files.tokenizer_config_json));
   ASSIGN_OR_RETURN(const ModelConfig model, ReadConfig(config, *tokenizer));
-  RETURN_IF_ERROR(
-      WriteRandomCheckpoint(model, config.seed, kMaxShardBytes, config.output, progress));
   const std::filesystem::path output(config.output);
+  if (config.no_weights) {
+    std::error_code ignored;  // the write says what is wrong
+    std::filesystem::create_directories(output, ignored);
+    RETURN_IF_ERROR(WriteFile(output / "config.json", FormatModelConfig(model)));
+  } else {
+    RETURN_IF_ERROR(
+        WriteRandomCheckpoint(model, config.seed, kMaxShardBytes, config.output, progress));
+  }
   RETURN_IF_ERROR(WriteFile(output / "tokenizer.json", files.tokenizer_json));
   return WriteFile(output / "tokenizer_config.json", files.tokenizer_config_json);
 }
@@ -97,8 +103,9 @@ absl::Status RunMakeCheckpoint(const MakeCheckpointConfig& config) {
     }));
   }
   ASSIGN_OR_RETURN(const ModelConfig model, ReadModelConfig(config.output));
-  fmt::print("{}: {} parameters, random weights of seed {}\n", config.output,
-             model.num_parameters(), config.seed);
+  fmt::print(
+      "{}: {} parameters, {}\n", config.output, model.num_parameters(),
+      config.no_weights ? "no weights" : fmt::format("random weights of seed {}", config.seed));
   return absl::OkStatus();
 }
 

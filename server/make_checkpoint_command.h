@@ -14,11 +14,12 @@ struct MakeCheckpointConfig {
   std::string tokenizer_directory;  // empty: the project's own tokenizer
   std::string dtype;                // "bfloat16" or "float32"; empty: the configuration's
   uint64_t seed = 0;
-  std::string output;  // directory
+  bool no_weights = false;  // only what says the model's shape, for load_format dummy
+  std::string output;       // directory
 };
 
-/// Writes weights, config.json and tokenizer. A preset takes BOS and EOS from the tokenizer; a
-/// config.json must agree with it. INVALID_ARGUMENT names the field.
+/// Writes weights (if wanted), config.json and tokenizer. A preset takes BOS and EOS from the
+/// tokenizer; a config.json must agree with it. INVALID_ARGUMENT names the field.
 absl::Status MakeCheckpoint(const MakeCheckpointConfig& config, const LoadProgress& progress);
 
 /// The command: shows progress and says what was written.

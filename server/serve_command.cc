@@ -134,6 +134,10 @@ absl::Status ServeProcess::LoadModel() {
     }
   }
   ASSIGN_OR_RETURN(model_, loading.get());
+  LogInfo("device", {{"device", model_->engine->device()}});
+  for (const MemoryPlan& plan : model_->engine->memory_plans()) {
+    LogInfo("memory", {{"plan", Describe(plan)}});
+  }
   temporary_.reset();
   return absl::OkStatus();
 }

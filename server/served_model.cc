@@ -48,4 +48,13 @@ absl::Status WriteDefaultModel(const std::string& directory) {
   return MakeCheckpoint(config, [](int64_t, int64_t) {});
 }
 
+absl::StatusOr<std::unique_ptr<TemporaryDirectory>> ProvideDefaultModel(EngineConfig& config) {
+  if (!config.model_directory.empty()) return nullptr;
+  ASSIGN_OR_RETURN(std::unique_ptr<TemporaryDirectory> directory, TemporaryDirectory::Create());
+  RETURN_IF_ERROR(WriteDefaultModel(directory->path()));
+  config.model_directory = directory->path();
+  fmt::print(stderr, "no --model: a tiny model with random weights, its output is noise\n");
+  return directory;
+}
+
 }  // namespace shoal

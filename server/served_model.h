@@ -44,4 +44,8 @@ class TemporaryDirectory {
 /// Writes the model that is served when none is named: 16B's structure, tiny, with random weights.
 absl::Status WriteDefaultModel(const std::string& directory);
 
+/// Names the default model in `config` if it names none, and says so on stderr. The directory must
+/// stay until the model is loaded; null: a model was named.
+absl::StatusOr<std::unique_ptr<TemporaryDirectory>> ProvideDefaultModel(EngineConfig& config);
+
 }  // namespace shoal

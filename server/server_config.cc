@@ -14,16 +14,19 @@ std::string FormatServerConfig(const ServerConfig& config) {
       {"port", config.http.port},
       {"api-key", keys},
       {"grpc-port", 0},
+      {"load-format", engine.load_format},
       {"device", engine.device},
+      {"gpu-memory-utilization", engine.gpu_memory_utilization},
+      {"enforce-eager", engine.enforce_eager},
       {"dtype", engine.dtype},
       {"threads", engine.threads},
       {"expert-parallel", engine.expert_parallel},
       {"num-redundant-experts", engine.num_redundant_experts},
       {"max-model-len", engine.max_model_len},
-      {"max-num-seqs", engine.max_num_seqs},
-      {"max-num-batched-tokens", engine.max_num_batched_tokens},
+      {"max-num-seqs", nullptr},
+      {"max-num-batched-tokens", nullptr},
       {"long-prefill-token-threshold", engine.long_prefill_token_threshold},
-      {"async-scheduling", engine.async_scheduling},
+      {"async-scheduling", nullptr},
       {"max-num-queued-requests", engine.max_num_queued_requests},
       {"max-num-queued-tokens", engine.max_num_queued_tokens},
       {"priority-step-seconds", engine.priority_step_seconds},
@@ -39,7 +42,13 @@ std::string FormatServerConfig(const ServerConfig& config) {
       {"seed", nullptr},
       {"drain-timeout-seconds", config.drain_timeout_seconds},
   };
-  if (config.seed) json["seed"] = *config.seed;
+  const auto add = [&json](const char* name, const auto& value) {
+    if (value) json[name] = *value;
+  };
+  add("max-num-seqs", engine.max_num_seqs);
+  add("max-num-batched-tokens", engine.max_num_batched_tokens);
+  add("async-scheduling", engine.async_scheduling);
+  add("seed", config.seed);
   return json.dump(2);
 }
 

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "engine/model/checkpoint.h"
+#include "engine/model/random_weights.h"
 
 namespace shoal {
 namespace {
@@ -16,17 +17,26 @@ struct Loaded {
   MemoryPlan memory_plan;
 };
 
+absl::StatusOr<ModelWeights> LoadWeights(const WorkerConfig& config,
+                                         const ExpertPlacement& placement, Backend& backend,
+                                         const LoadProgress& progress) {
+  const ModelRunnerConfig& runner = config.runner;
+  if (!config.has_weights) {
+    return MakeRandomWeights(runner.model, {}, runner.dtype, placement, backend, progress);
+  }
+  ASSIGN_OR_RETURN(const auto checkpoint, Checkpoint::Open(config.model_directory));
+  return LoadModelWeights(runner.model, *checkpoint, runner.dtype, placement, backend, progress);
+}
+
 absl::StatusOr<Loaded> Load(const WorkerConfig& config, const ExpertPlacement& placement,
                             std::unique_ptr<Communicator> communicator,
                             const LoadProgress& progress, Backend& backend) {
   const int rank = communicator == nullptr ? 0 : communicator->rank();
   ASSIGN_OR_RETURN(backend, config.make_backend(rank, std::move(communicator)));
-  ASSIGN_OR_RETURN(const auto checkpoint, Checkpoint::Open(config.model_directory));
   const ModelRunnerConfig& runner = config.runner;
   const int64_t free_bytes = backend.device->FreeBytes();
   RETURN_IF_ERROR(ModelRunner::PlanMemory(runner, placement, rank, free_bytes).status());
-  ASSIGN_OR_RETURN(ModelWeights weights, LoadModelWeights(runner.model, *checkpoint, runner.dtype,
-                                                          placement, backend, progress));
+  ASSIGN_OR_RETURN(ModelWeights weights, LoadWeights(config, placement, backend, progress));
   const int64_t weight_bytes = free_bytes - backend.device->FreeBytes();
   Loaded loaded;
   ASSIGN_OR_RETURN(loaded.runner, ModelRunner::Create(runner, std::move(weights), &backend));

@@ -22,6 +22,7 @@ namespace shoal {
 /// What the workers of a group must know to start.
 struct WorkerConfig {
   std::string model_directory;
+  bool has_weights = true;  // false: random ones, made on the device
   int num_ranks = 1;
   int num_redundant_experts = 0;  // experts that have a second place on another rank
   // Makes what a rank computes with, on the rank's thread; may be called by several at once. The

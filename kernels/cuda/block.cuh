@@ -14,9 +14,9 @@ inline constexpr int kMaxWarps = 32;
 
 __device__ __forceinline__ int ThreadIndex() { return static_cast<int>(threadIdx.x); }
 __device__ __forceinline__ int NumThreads() { return static_cast<int>(blockDim.x); }
-__device__ __forceinline__ int WarpIndex() { return ThreadIndex() / kWarpSize; }
+__device__ __forceinline__ int WarpIndex() { return static_cast<int>(threadIdx.x / kWarpSize); }
 __device__ __forceinline__ int NumWarps() { return NumThreads() / kWarpSize; }
-__device__ __forceinline__ int LaneIndex() { return ThreadIndex() % kWarpSize; }
+__device__ __forceinline__ int LaneIndex() { return static_cast<int>(threadIdx.x % kWarpSize); }
 
 /// Shared memory of the functions below: a value of each warp.
 struct WarpValues {

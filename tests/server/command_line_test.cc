@@ -99,21 +99,20 @@ TEST_F(CommandLineTest, PrintsEverySetting) {
 }
 
 TEST_F(CommandLineTest, SchedulingFlagsAreConfiguration) {
-  const bool is_async = EngineConfig().async_scheduling;  // without flags
-  setenv("SHOAL_ASYNC_SCHEDULING", is_async ? "false" : "true", 1);
+  setenv("SHOAL_ASYNC_SCHEDULING", "true", 1);
   const nlohmann::json config =
       Shoal({"serve", "--print-config", "--fair-share", "user", "--request-timeout-ms", "5000",
              "--num-speculative-tokens", "3", "--expert-parallel", "2", "--max-num-queued-tokens",
              "4294967296"})
           .json();
   unsetenv("SHOAL_ASYNC_SCHEDULING");
-  EXPECT_EQ(config["async-scheduling"], !is_async);
+  EXPECT_EQ(config["async-scheduling"], true);
   EXPECT_EQ(config["fair-share"], "user");
   EXPECT_EQ(config["request-timeout-ms"], 5000);
   EXPECT_EQ(config["num-speculative-tokens"], 3);
   EXPECT_EQ(config["expert-parallel"], 2);
   EXPECT_EQ(config["max-num-queued-tokens"], int64_t{1} << 32);
-  EXPECT_EQ(Shoal({"serve", "--print-config"}).json()["async-scheduling"], is_async);
+  EXPECT_EQ(Shoal({"serve", "--print-config"}).json()["async-scheduling"], nullptr);
   const nlohmann::json on = Shoal({"serve", "--print-config", "--async-scheduling"}).json();
   EXPECT_EQ(on["async-scheduling"], true);
   const nlohmann::json off = Shoal({"serve", "--print-config", "--no-async-scheduling"}).json();

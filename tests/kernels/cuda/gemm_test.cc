@@ -1,57 +1,15 @@
 // Matrix products and feed-forward networks by every tile, on the device or under the emulator.
 #include "kernels/cuda/gemm.h"
 
-#include <cuda_runtime.h>
-#include <gtest/gtest.h>
-
-#include <bit>
+#include <array>
 #include <cmath>
 #include <numeric>
-#include <random>
-#include <vector>
 
 #include "kernels/cuda/gemm_tile.h"
-#include "kernels/cuda/plan.h"
-#ifdef SHOAL_EMULATION_SEEDS
-#include "tests/cuda_emulation/emulator.h"
-#endif
+#include "tests/kernels/cuda/kernel_fixture.h"
 
 namespace shoal::cuda {
 namespace {
-
-/// Values in device memory. They end where the allocation does.
-template <typename T>
-class DeviceArray {
- public:
-  explicit DeviceArray(const std::vector<T>& values) : size_(values.size()) {
-    EXPECT_EQ(cudaMalloc(reinterpret_cast<void**>(&data_), std::max<size_t>(size_, 1) * sizeof(T)),
-              cudaSuccess);
-    cudaMemcpy(data_, values.data(), size_ * sizeof(T), cudaMemcpyHostToDevice);
-  }
-  DeviceArray(size_t size, T value) : DeviceArray(std::vector<T>(size, value)) {}
-  ~DeviceArray() { cudaFree(data_); }
-  DeviceArray(const DeviceArray&) = delete;
-  DeviceArray& operator=(const DeviceArray&) = delete;
-
-  T* data() const { return data_; }
-  std::vector<T> Read() const {
-    std::vector<T> values(size_);
-    EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
-    EXPECT_EQ(cudaGetLastError(), cudaSuccess);
-    cudaMemcpy(values.data(), data_, size_ * sizeof(T), cudaMemcpyDeviceToHost);
-    return values;
-  }
-
- private:
-  size_t size_;
-  T* data_ = nullptr;
-};
-
-std::vector<uint16_t> Bits(const std::vector<BFloat16>& values) {
-  std::vector<uint16_t> bits;
-  for (BFloat16 value : values) bits.push_back(value.bits);
-  return bits;
-}
 
 /// |actual - expected| <= tolerance * max(|expected|, 1), element by element.
 void ExpectNear(const std::vector<BFloat16>& actual, const std::vector<double>& expected,
@@ -77,32 +35,13 @@ std::vector<Cut> AllCuts() {
   return cuts;
 }
 
-/// The parameter is the emulator's seed.
-class GemmTest : public testing::TestWithParam<int> {
+class GemmTest : public KernelTest {
  protected:
-  void SetUp() override {
-    int count = 0;
-    if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) GTEST_SKIP() << "no device";
-#ifdef SHOAL_EMULATION_SEEDS
-    cuda_emulation::Seed(GetParam());
-#endif
-    random_.seed(GetParam());
-  }
-
-  std::vector<BFloat16> Random(int64_t count, float scale = 1) {
-    std::normal_distribution<float> normal(0, scale);
-    std::vector<BFloat16> values(count);
-    for (BFloat16& value : values) value = BFloat16(normal(random_));
-    return values;
-  }
-
-  std::vector<int32_t> RandomIds(int64_t count, int begin, int end) {
+  std::vector<int32_t> RandomIds(int64_t count, int first, int last) {
     std::vector<int32_t> ids(count);
-    for (int32_t& id : ids) id = std::uniform_int_distribution(begin, end - 1)(random_);
+    for (int32_t& id : ids) id = Between(first, last);
     return ids;
   }
-
-  std::mt19937 random_;
 };
 
 /// A linear layer on both sides.
@@ -298,7 +237,7 @@ class FfnTest : public GemmTest {
 TEST_P(FfnTest, ExpertsAreTheSameInEveryTile) {
   FfnCase ffn = RandomCase({6, 72, 88}, 61, 3);
   ffn.first_expert = 10;
-  ffn.ids = RandomIds(61 * 3, 6, 20);
+  ffn.ids = RandomIds(61 * 3, 6, 19);
   for (int64_t i = 0; i < std::ssize(ffn.ids); ++i) {
     int32_t& id = ffn.ids[i];
     if (id == 10) id = -1;                     // none
@@ -338,7 +277,7 @@ TEST_P(FfnTest, OneTokenIsTheSameAsAmongOthers) {
 
 TEST_P(FfnTest, ExpertRowsDoNotDependOnTheirNumber) {
   FfnCase ffn = RandomCase({5, 64, 24}, 150, 2);
-  ffn.ids = RandomIds(300, -1, 6);
+  ffn.ids = RandomIds(300, -1, 5);
   const std::vector<BFloat16> all = ffn.Run(0, ffn.num_tokens);
   const int64_t row = ffn.num_routes * ffn.shape.hidden_size;
   for (int64_t count : {2, 3, 7, 20, 77, 149}) {
@@ -363,111 +302,19 @@ TEST_P(FfnTest, NoTokensEnqueueNothing) {
   EXPECT_EQ(cudaGetLastError(), cudaSuccess);
 }
 
-struct PlanResult {
-  std::vector<int32_t> offsets, tile_offsets, row_tokens, row_pairs;
-};
-
-PlanResult RunPlan(const std::vector<int32_t>& ids, PlanArgs args) {
-  const auto size = static_cast<int64_t>(ids.size());
-  const DeviceArray<int32_t> expert_ids(ids), offsets(args.num_experts + 1, -1),
-      tile_offsets(args.num_experts + 1, -1), row_tokens(size, -1), row_pairs(size, -1),
-      counts(PlanCounts(args.num_experts, size), -1);
-  args.expert_ids = expert_ids.data();
-  args.num_rows = static_cast<int>(size);
-  args.offsets = offsets.data();
-  args.tile_offsets = tile_offsets.data();
-  args.row_tokens = row_tokens.data();
-  args.row_pairs = row_pairs.data();
-  args.counts = counts.data();
-  EnqueuePlan(args, nullptr);
-  return {offsets.Read(), tile_offsets.Read(), row_tokens.Read(), row_pairs.Read()};
-}
-
-PlanResult ExpectedPlan(const std::vector<int32_t>& ids, const PlanArgs& args) {
-  PlanResult expected;
-  int tiles = 0;
-  for (int e = 0; e < args.num_experts; ++e) {
-    const auto begin = static_cast<int>(expected.row_pairs.size());
-    expected.offsets.push_back(begin);
-    expected.tile_offsets.push_back(tiles);
-    for (int i = 0; i < std::ssize(ids); ++i) {
-      if (ids[i] - args.first_expert != e) continue;
-      expected.row_pairs.push_back(i);
-      expected.row_tokens.push_back(i / args.num_routes);
-    }
-    const auto end = static_cast<int>(expected.row_pairs.size());
-    tiles += (end - begin + args.tile_rows - 1) / args.tile_rows;
-  }
-  expected.offsets.push_back(static_cast<int>(expected.row_pairs.size()));
-  expected.tile_offsets.push_back(tiles);
-  expected.row_pairs.resize(ids.size(), -1);
-  expected.row_tokens.resize(ids.size(), -1);
-  return expected;
-}
-
-TEST_P(GemmTest, PlanIsAStableSort) {
-  struct Case {
-    int num_experts, num_routes, num_tokens, first_expert, tile_rows;
-  };
-  for (const Case& c : std::vector<Case>{{1, 1, 1, 0, 8},
-                                         {66, 8, 1, 0, 16},
-                                         {66, 8, 64, 0, 16},
-                                         {33, 6, 500, 31, 32},
-                                         {64, 8, 512, 0, 8},
-                                         {10, 16, 257, 50, 128},
-                                         {512, 3, 7000, 3, 64}}) {
-    const std::vector<int32_t> ids =
-        RandomIds(int64_t{c.num_tokens} * c.num_routes, -2, c.first_expert + c.num_experts + 3);
-    PlanArgs args;
-    args.first_expert = c.first_expert;
-    args.num_experts = c.num_experts;
-    args.num_routes = c.num_routes;
-    args.tile_rows = c.tile_rows;
-    const PlanResult actual = RunPlan(ids, args), expected = ExpectedPlan(ids, args);
-    ASSERT_EQ(actual.offsets, expected.offsets);
-    ASSERT_EQ(actual.tile_offsets, expected.tile_offsets);
-    ASSERT_EQ(actual.row_tokens, expected.row_tokens);
-    ASSERT_EQ(actual.row_pairs, expected.row_pairs);
-
-    RowGroups groups;
-    groups.num_groups = c.num_experts;
-    groups.num_rows = static_cast<int>(ids.size());
-    groups.offsets = expected.offsets.data();
-    const Tile tile = {.outputs = 16, .rows = c.tile_rows};
-    EXPECT_GE(MaxTiles(groups, 16, tile), expected.tile_offsets.back());
-  }
-}
-
-/// A skewed routing: all rows of one expert, all of none.
-TEST_P(GemmTest, PlanOfOneExpertAndOfNone) {
-  PlanArgs args;
-  args.num_experts = 40;
-  args.num_routes = 2;
-  args.tile_rows = 8;
-  for (int32_t id : {39, 40, -1}) {
-    const std::vector<int32_t> ids(5000, id);
-    const PlanResult actual = RunPlan(ids, args), expected = ExpectedPlan(ids, args);
-    ASSERT_EQ(actual.tile_offsets, expected.tile_offsets);
-    ASSERT_EQ(actual.row_pairs, expected.row_pairs);
-  }
-}
-
 #ifdef SHOAL_EMULATION_SEEDS
 TEST_P(FfnTest, NoBankConflicts) {
   FfnCase ffn = RandomCase({2, 136, 72}, 40, 1);
-  ffn.ids = RandomIds(40, 0, 2);
+  ffn.ids = RandomIds(40, 0, 1);
   cuda_emulation::ResetCounters();
   for (const Cut& cut : AllCuts()) ffn.Run(0, ffn.num_tokens, &cut);
   EXPECT_GT(cuda_emulation::ReadCounters().launches, 0u);
   EXPECT_EQ(cuda_emulation::ReadCounters().bank_conflicts, 0u);
 }
-
-INSTANTIATE_TEST_SUITE_P(Seeds, GemmTest, testing::Range(1, SHOAL_EMULATION_SEEDS + 1));
-INSTANTIATE_TEST_SUITE_P(Seeds, FfnTest, testing::Range(1, SHOAL_EMULATION_SEEDS + 1));
-#else
-INSTANTIATE_TEST_SUITE_P(Device, GemmTest, testing::Values(1));
-INSTANTIATE_TEST_SUITE_P(Device, FfnTest, testing::Values(1));
 #endif
+
+INSTANTIATE_TEST_SUITE_P(Seeds, GemmTest, KernelTest::Seeds());
+INSTANTIATE_TEST_SUITE_P(Seeds, FfnTest, KernelTest::Seeds());
 
 // Offsets of a layer's experts, of a prefill's rows and of the head's logits pass 2^31.
 static_assert(WeightOffset(511, 2815, 2816, 2048) == (int64_t{511} * 2816 + 2815) * 2048);
