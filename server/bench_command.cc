@@ -18,9 +18,13 @@ namespace {
 
 constexpr int kWarmUpTokens = 4;
 
-/// Bytes that the device moves per second, read and written both counted, when it copies buffers
-/// far larger than its caches. Takes and gives back device memory.
-absl::StatusOr<double> MeasureBandwidth(const EngineConfig& config) {
+struct Memory {
+  std::string device;           // BackendFactory::description()
+  double bytes_per_second = 0;  // read and written, both counted
+};
+
+/// How fast the device copies buffers far larger than its caches. Takes and gives back memory.
+absl::StatusOr<Memory> MeasureMemory(const EngineConfig& config) {
   constexpr int64_t kBlockBytes = int64_t{1} << 20, kMaxBlocks = 1024;
   constexpr int kRounds = 5, kCopiesPerRound = 4;
   ASSIGN_OR_RETURN(
@@ -32,24 +36,33 @@ absl::StatusOr<double> MeasureBandwidth(const EngineConfig& config) {
   if (half == 0) return absl::ResourceExhaustedError("the device has no memory left to copy");
   ASSIGN_OR_RETURN(const Tensor blocks,
                    device.Allocate(DType::kBFloat16, {2 * half, 2, 1, 1, kBlockBytes / 4}));
-  backend.ops->FillNormal(blocks, 0, 1);
-  std::vector<BlockCopy> copies;
-  for (int32_t block = 0; block < half; ++block) {
-    copies.push_back({.source = block, .target = block + static_cast<int32_t>(half)});
-  }
   ASSIGN_OR_RETURN(const Tensor device_copies,
-                   device.Allocate(DType::kByte, {half * int64_t{sizeof(BlockCopy)}}));
-  device.CopyFromHost(copies.data(), device_copies);
+                   device.Allocate(DType::kByte, {(2 * half - 1) * int64_t{sizeof(BlockCopy)}}));
+  const auto upload = [&](const std::vector<BlockCopy>& copies) {
+    const Tensor tensor = device_copies.Rows(0, std::ssize(copies) * int64_t{sizeof(BlockCopy)});
+    device.CopyFromHost(copies.data(), tensor);
+    return tensor;
+  };
+  // Zeros are copied faster than data, and pages that nobody wrote to are all the same one.
+  std::vector<BlockCopy> from_first, to_second_half;
+  for (int32_t block = 1; block < 2 * half; ++block) from_first.push_back({0, block});
+  for (int32_t block = 0; block < half; ++block) {
+    to_second_half.push_back({block, block + static_cast<int32_t>(half)});
+  }
+  backend.ops->FillNormal(blocks.Rows(0, 1), 0, 1);
+  backend.ops->CopyBlocks(blocks, upload(from_first));
   RETURN_IF_ERROR(device.Synchronize());
+  const Tensor copies = upload(to_second_half);
   double best_seconds = std::numeric_limits<double>::infinity();
   for (int round = 0; round < kRounds; ++round) {
     const Clock::time_point begin = Clock::now();
-    for (int i = 0; i < kCopiesPerRound; ++i) backend.ops->CopyBlocks(blocks, device_copies);
+    for (int i = 0; i < kCopiesPerRound; ++i) backend.ops->CopyBlocks(blocks, copies);
     RETURN_IF_ERROR(device.Synchronize());
     const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
     best_seconds = std::min(best_seconds, seconds);
   }
-  return kCopiesPerRound * 2.0 * static_cast<double>(half * kBlockBytes) / best_seconds;
+  const double bytes = kCopiesPerRound * 2.0 * static_cast<double>(half * kBlockBytes);
+  return Memory{.device = factory.description(), .bytes_per_second = bytes / best_seconds};
 }
 
 /// The requests of the benchmark, and how many of them have ended.
@@ -161,7 +174,6 @@ DType ComputeType(const EngineConfig& config, const ModelConfig& model) {
 nlohmann::ordered_json ToJson(const BenchConfig& config, const BenchMetrics& metrics) {
   nlohmann::ordered_json json = {
       {"model", config.engine.model_directory},
-      {"device", config.engine.device},
       {"num_prompts", config.num_prompts},
       {"input_len", config.input_len},
       {"output_len", config.output_len},
@@ -218,7 +230,7 @@ absl::Status RunBench(const BenchConfig& given) {
   engine_config.max_num_queued_tokens =
       std::max(engine_config.max_num_queued_tokens, int64_t{config.num_prompts} * config.input_len);
   // Before the engine takes the device's memory.
-  ASSIGN_OR_RETURN(const double bandwidth, MeasureBandwidth(engine_config));
+  ASSIGN_OR_RETURN(const Memory memory, MeasureMemory(engine_config));
   std::unique_ptr<Requests> requests;  // they outlive the engine, which wakes them
   std::unique_ptr<Engine> engine;
   {
@@ -235,8 +247,9 @@ absl::Status RunBench(const BenchConfig& given) {
   const std::vector<RequestTrace> traces = requests->Traces();
   nlohmann::ordered_json json = ToJson(config, BenchMetrics::Of(traces));
   const DecodeSteps steps = DecodeSteps::Of(traces, model, ComputeType(engine_config, model));
-  const std::optional<double> fraction = steps.FractionOfRoofline(bandwidth);
-  json["memory_bytes_per_second"] = bandwidth;
+  const std::optional<double> fraction = steps.FractionOfRoofline(memory.bytes_per_second);
+  json["device"] = memory.device;
+  json["memory_bytes_per_second"] = memory.bytes_per_second;
   json["decode_steps"] = steps.count;
   json["fraction_of_roofline"] = fraction ? nlohmann::ordered_json(*fraction) : nullptr;
   Print(json);

@@ -215,10 +215,4 @@ absl::StatusOr<ModelWeights> MakeRandomWeights(const ModelConfig& config,
   return weights;
 }
 
-absl::StatusOr<ModelConfig> ReadPresetOrModelConfig(const std::string& model) {
-  absl::StatusOr<ModelConfig> preset = PresetModelConfig(model);
-  if (preset.ok()) return preset;
-  return ReadModelConfig(model);
-}
-
 }  // namespace shoal

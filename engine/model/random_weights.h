@@ -1,8 +1,6 @@
 // Random weights made on the device: a model of any shape without a checkpoint to read.
 #pragma once
 
-#include <string>
-
 #include "engine/model/weights.h"
 
 namespace shoal {
@@ -25,9 +23,5 @@ absl::StatusOr<ModelWeights> MakeRandomWeights(const ModelConfig& config,
                                                const RandomWeightsOptions& options, DType dtype,
                                                const ExpertPlacement& placement, Backend& backend,
                                                const LoadProgress& progress);
-
-/// The config of a model that needs no weights of its own: that of a preset (PresetModelConfig), or
-/// config.json of the directory `model`.
-absl::StatusOr<ModelConfig> ReadPresetOrModelConfig(const std::string& model);
 
 }  // namespace shoal

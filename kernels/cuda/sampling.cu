@@ -129,9 +129,7 @@ __device__ __forceinline__ int32_t Choose(const SampleArgs& args, const Sampling
   LogitRow edited = logits;
   if (HasEdits(row)) {
     auto* workspace = static_cast<float*>(args.workspace) + blockIdx.x * PaddedVocab(args.vocab);
-    __syncthreads();  // nobody still reads shared.selection
     edited = EditLogits(args, row, logits, workspace, shared.uses);
-    __syncthreads();
     highest = FindHighest(edited, shared.selection.warps);
     if (!highest.finite) return SampledRow::kNoneAllowed;
   }

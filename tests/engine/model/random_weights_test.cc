@@ -182,12 +182,5 @@ TEST(MakeRandomWeights, SaysWhatTheDeviceLacks) {
   EXPECT_TRUE(absl::IsResourceExhausted(weights.status())) << weights.status();
 }
 
-TEST(ReadPresetOrModelConfig, TakesAPresetOrADirectory) {
-  EXPECT_EQ(ReadPresetOrModelConfig("16b").value(), PresetModelConfig("16b").value());
-  EXPECT_EQ(ReadPresetOrModelConfig(SmallCheckpoint()).value(), SmallModel());
-  const auto none = ReadPresetOrModelConfig("/nowhere");
-  EXPECT_TRUE(absl::IsNotFound(none.status())) << none.status();
-}
-
 }  // namespace
 }  // namespace shoal

@@ -207,9 +207,11 @@ class SamplingTest : public KernelTest {
       batch.history.push_back(Between(0, 9) == 0 ? -1 : Between(0, 99) * last / 99);
     }
     row.num_prompt_tokens = Between(0, static_cast<int>(row.position));
-    row.presence_penalty = static_cast<float>(Between(-2, 4)) / 2;
-    row.frequency_penalty = static_cast<float>(Between(-2, 4)) / 8;
-    row.repetition_penalty = static_cast<float>(Between(4, 8)) / 5;
+    if (Between(0, 2) > 0) {
+      row.presence_penalty = static_cast<float>(Between(-2, 4)) / 2;
+      row.frequency_penalty = static_cast<float>(Between(-2, 4)) / 8;
+      row.repetition_penalty = static_cast<float>(Between(4, 8)) / 5;
+    }
     row.recorded = Between(0, 1);
     row.first_bias = static_cast<int32_t>(batch.biases.size());
     row.num_biases = Between(0, 12);
