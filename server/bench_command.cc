@@ -26,7 +26,8 @@ struct Memory {
 /// How fast the device copies buffers far larger than its caches. Takes and gives back memory.
 absl::StatusOr<Memory> MeasureMemory(const EngineConfig& config) {
   constexpr int64_t kBlockBytes = int64_t{1} << 20, kMaxBlocks = 1024;
-  constexpr int kRounds = 5, kCopiesPerRound = 4;
+  constexpr int kMaxRounds = 10, kCopiesPerRound = 4;
+  constexpr double kEnoughSeconds = 1;
   ASSIGN_OR_RETURN(
       const BackendFactory factory,
       BackendFactory::Create({.device = config.device, .num_threads = config.threads}));
@@ -53,13 +54,14 @@ absl::StatusOr<Memory> MeasureMemory(const EngineConfig& config) {
   backend.ops->CopyBlocks(blocks, upload(from_first));
   RETURN_IF_ERROR(device.Synchronize());
   const Tensor copies = upload(to_second_half);
-  double best_seconds = std::numeric_limits<double>::infinity();
-  for (int round = 0; round < kRounds; ++round) {
+  double best_seconds = std::numeric_limits<double>::infinity(), all_seconds = 0;
+  for (int round = 0; round < kMaxRounds && all_seconds < kEnoughSeconds; ++round) {
     const Clock::time_point begin = Clock::now();
     for (int i = 0; i < kCopiesPerRound; ++i) backend.ops->CopyBlocks(blocks, copies);
     RETURN_IF_ERROR(device.Synchronize());
     const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
     best_seconds = std::min(best_seconds, seconds);
+    all_seconds += seconds;
   }
   const double bytes = kCopiesPerRound * 2.0 * static_cast<double>(half * kBlockBytes);
   return Memory{.device = factory.description(), .bytes_per_second = bytes / best_seconds};

@@ -12,7 +12,7 @@ struct LongArgs {
   AttentionArgs attention = {};
   BFloat16* out = nullptr;
   float scale = 0;          // of the exponents of 2
-  int short_query_len = 0;  // sequences with no more tokens are somebody else's
+  int short_query_len = 0;  // AttendSplits takes sequences with no more tokens
 };
 
 template <int kDim>
@@ -84,6 +84,7 @@ struct WarpSums {
     }
   }
 
+  /// Takes a tile in.
   __device__ __forceinline__ void AddTile(const TileWeights& tile, const BFloat16* values,
                                           float scale) {
     const Shares shares[2] = {Fold(tile.rows[0], scale, split_rows[0]),
@@ -152,7 +153,7 @@ __device__ __forceinline__ void StoreRows(const LongArgs& args, const WarpSums<k
   const int first_column =
       blockIdx.x / args.attention.num_kv_heads % NumParts<kDim>(args.attention) * kWidth;
   const QueryRows queries = Queries(args, shared);
-  for (int i = LaneIndex(); i < kRows * kWidth / 8; i += 32) {
+  for (int i = LaneIndex(); i < kRows * kWidth / 8; i += kWarpSize) {
     const int row = i / (kWidth / 8), column = i % (kWidth / 8) * 8;
     const int query_row = shared.row_tile * kBlockRows + WarpIndex() * kRows + row;
     if (query_row >= queries.num_rows || first_column + column >= head_dim) continue;
@@ -177,9 +178,7 @@ __global__ void __launch_bounds__(kThreads, 2) AttendLong(const LongArgs args) {
   const QueryRows queries = Queries(args, shared);
   const int block_row = shared.row_tile * kBlockRows;
   const int first_row = block_row + WarpIndex() * kRows;
-  // The last positions that the lane's rows see, and the first and the last row of warp and block.
-  const int last_keys[2] = {queries.LastKey(attention, first_row + LaneIndex() / 4),
-                            queries.LastKey(attention, first_row + LaneIndex() / 4 + 8)};
+  // The last positions that the first and the last row of the warp see, and any row of the block.
   const int warp_rows = min(queries.num_rows - first_row, kRows);
   const int lowest = queries.LastKey(attention, first_row);
   const int highest = warp_rows <= 0 ? -1 : queries.LastKey(attention, first_row + warp_rows - 1);
@@ -231,7 +230,11 @@ __global__ void __launch_bounds__(kThreads, 2) AttendLong(const LongArgs args) {
                           scores[i]);
         }
       }
-      if ((tile + 1) * kTileKeys > lowest + 1) Mask(tile * kTileKeys, last_keys, scores);
+      if ((tile + 1) * kTileKeys > lowest + 1) {
+        const int row = first_row + LaneIndex() / 4;
+        Mask(tile * kTileKeys,
+             {queries.LastKey(attention, row), queries.LastKey(attention, row + 8)}, scores);
+      }
       Softmax(args.scale, scores, weights);
     }
     WaitForCopies<kPending>();

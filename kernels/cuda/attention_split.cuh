@@ -21,7 +21,7 @@ struct SplitArgs {
   AttentionArgs attention = {};
   BFloat16* out = nullptr;
   float scale = 0;          // of the exponents of 2
-  int short_query_len = 0;  // sequences with more tokens are somebody else's
+  int short_query_len = 0;  // AttendLong takes sequences with more tokens
   int first_sequence = 0;
   int num_sequences = 0;  // from there, at most kMaxSequences
   PartialSums partial = {};

@@ -65,7 +65,7 @@ __device__ __forceinline__ void CopyRows(const RowSource& source, uint32_t row, 
   constexpr int kRowsAtOnce = kWarpSize / kLanesPerRow;
   const int column = LaneIndex() % kLanesPerRow * 8;
   const BFloat16* base = source.base + (column < source.width ? column : 0);
-#pragma unroll(kSharers == 1 ? 16 : 4)
+#pragma unroll
   for (int first = 0; first < kRows; first += kRowsAtOnce) {
     const int i = first + LaneIndex() / kLanesPerRow;
     const uint32_t from = __shfl_sync(kAllLanes, row, i);
@@ -156,7 +156,7 @@ __device__ __forceinline__ void LoadQueries(const AttentionArgs& args, const Que
 
 /// Of one row over some keys: its highest score, and the sum of the weights 2^(scale (score -
 /// highest)).
-struct RowSum {
+struct alignas(8) RowSum {
   float highest = kMasked;
   float sum = 0;
 };

@@ -99,7 +99,8 @@ __device__ __forceinline__ void Penalize(const SamplingRow& row, const int32_t* 
 }
 
 /// The row's logits after all edits, in `edited`, [vocab] rounded up to a multiple of 4 and aligned
-/// to 16 bytes, for all threads of the block to read. `uses` may be memory that they have just read.
+/// to 16 bytes, for all threads of the block to read. `uses` may be memory that they have just
+/// read.
 __device__ __forceinline__ LogitRow EditLogits(const SampleArgs& args, const SamplingRow& row,
                                                const LogitRow& logits, float* edited,
                                                TokenUses& uses) {

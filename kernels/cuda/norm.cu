@@ -255,6 +255,9 @@ struct RouteShared {
   NormShared<kSlots> norm;
 };
 
+static_assert(sizeof(RouteShared<1>) <= 99 << 10 && sizeof(RouteShared<2>) <= 99 << 10 &&
+              sizeof(RouteShared<4>) <= 99 << 10 && sizeof(RouteShared<8>) <= 99 << 10);
+
 /// How RouteKernel shares out the work.
 struct RouteShape {
   int tokens_per_block = 0;

@@ -172,7 +172,8 @@ size_t SampleWorkspaceBytes(int64_t num_rows, int64_t vocab) {
 
 void Sample(const SampleArgs& args, cudaStream_t stream) {
   const int64_t tiles = (args.vocab + kTileTokens - 1) / kTileTokens;
-  const auto warps = static_cast<unsigned int>(std::clamp<int64_t>(tiles, 1, kMostThreads / kWarpSize));
+  const auto warps =
+      static_cast<unsigned int>(std::clamp<int64_t>(tiles, 1, kMostThreads / kWarpSize));
   Launch(SampleKernel,
          {.blocks = static_cast<unsigned int>(args.num_rows),
           .threads = warps * kWarpSize,

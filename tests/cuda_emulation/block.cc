@@ -3,6 +3,7 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <cstring>
 #include <limits>
@@ -32,6 +33,7 @@ constexpr int kPoison = 0xff;
 Thread::Thread(BlockRunner* its_runner, int number)
     : runner(its_runner),
       lane(number % kWarpSize),
+      id(number),
       fiber(
           [](void* self) {
             Fiber::Begin();
@@ -82,6 +84,8 @@ void BlockRunner::Run(const KernelCall& call, const LaunchShape& shape, uint64_t
   // A permutation that needs no memory: steps of a stride that has no divisor with the number.
   const uint64_t num_blocks = uint64_t{shape.grid.x} * shape.grid.y * shape.grid.z;
   random_ = Random(seed);
+  current_checker = AreAccessesChecked() ? &checker_ : nullptr;
+  if (current_checker != nullptr) checker_.BeginLaunch(num_blocks);
   uint64_t stride = 1 + random_.Next() % num_blocks;
   while (std::gcd(stride, num_blocks) != 1) ++stride;
   uint64_t block = random_.Next() % num_blocks;
@@ -89,13 +93,14 @@ void BlockRunner::Run(const KernelCall& call, const LaunchShape& shape, uint64_t
     blockIdx = {static_cast<unsigned int>(block % shape.grid.x),
                 static_cast<unsigned int>(block / shape.grid.x % shape.grid.y),
                 static_cast<unsigned int>(block / (uint64_t{shape.grid.x} * shape.grid.y))};
-    RunBlock();
+    RunBlock(block);
   }
   current_kernel = nullptr;
+  current_checker = nullptr;
   AddToCounters({.launches = 1, .blocks = num_blocks, .bank_conflicts = bank_conflicts_});
 }
 
-void BlockRunner::RunBlock() {
+void BlockRunner::RunBlock(uint64_t block) {
   landing_ = static_cast<Landing>(random_.Below(3));
   num_alive_ = num_threads_;
   num_at_barrier_ = 0;
@@ -105,8 +110,9 @@ void BlockRunner::RunBlock() {
     Warp& warp = *warps_[static_cast<size_t>(i)];
     warp.lanes = lanes == kWarpSize ? kFullMask : (1u << lanes) - 1;
     warp.runnable = warp.lanes;
-    warp.arrived = warp.at_barrier = warp.ended = 0;
+    warp.arrived = warp.at_barrier = warp.ended = warp.syncs = 0;
   }
+  checker_.BeginBlock(block, shared_memory_.begin(), shared_memory_.size());
   Schedule();
   shared_memory_.CheckMargins();
 }
@@ -205,6 +211,7 @@ void BlockRunner::Rendezvous(Opcode opcode, uint32_t mask, void* operand) {
   warp.arrived |= 1u << thread.lane;
   if (warp.arrived == kFullMask) {
     ExecuteCollective(opcode, warp.operands);
+    if (opcode == Opcode::kBarrier) ++warp.syncs;
     warp.arrived = 0;
     warp.runnable = kFullMask;
     --warp.turn;
@@ -235,6 +242,7 @@ void BlockRunner::Barrier() {
   }
   if (++num_at_barrier_ == num_threads_) {
     num_at_barrier_ = 0;
+    checker_.EndBarrier();
     for (int i = 0; i < num_warps_; ++i) {
       Warp& each = *warps_[static_cast<size_t>(i)];
       each.runnable = each.lanes;
@@ -262,26 +270,32 @@ void BlockRunner::CopyAsync16(void* shared, const void* global, bool valid) {
               static_cast<int>(SharedOffset(shared)), shared_memory_.size());
   }
   if (valid) CheckDeviceMemory(global, kBytes, "cp.async from");
-  const PendingCopy copy = {shared, valid ? global : nullptr};
-  ++thread.num_issued;
-  if (landing_ == Landing::kAtOnce || (landing_ == Landing::kMixed && (random_.Next() & 1))) {
+  if (current_checker != nullptr) current_checker->NoteCopy(shared, valid ? global : nullptr);
+  PendingCopy copy = {shared, valid ? global : nullptr};
+  copy.landed =
+      landing_ == Landing::kAtOnce || (landing_ == Landing::kMixed && (random_.Next() & 1));
+  if (copy.landed) {
     Land(copy);
-    thread.copies.push_back({});
   } else {
     // Nobody may read the place, nor write there, until the copy has landed.
     std::memset(shared, kPoison, kBytes);
-    thread.copies.push_back(copy);
   }
+  thread.copies.push_back(copy);
+  ++thread.num_issued;
 }
 
 void BlockRunner::Land(const PendingCopy& copy) {
   constexpr size_t kBytes = 16;
-  if (copy.target == nullptr) return;
   if (copy.source == nullptr) {
     std::memset(copy.target, 0, kBytes);
   } else {
     std::memcpy(copy.target, copy.source, kBytes);
   }
+}
+
+void BlockRunner::Complete(const PendingCopy& copy) {
+  if (!copy.landed) Land(copy);
+  if (current_checker != nullptr) current_checker->NoteCopyDone(copy.target);
 }
 
 void BlockRunner::CommitCopies() {
@@ -296,7 +310,7 @@ void BlockRunner::WaitForCopies(int pending) {
   const auto done = thread.groups.begin() + (num_groups - pending);
   const int num_complete = *(done - 1);
   const auto last = thread.copies.begin() + (num_complete - thread.num_complete);
-  std::for_each(thread.copies.begin(), last, Land);
+  std::for_each(thread.copies.begin(), last, Complete);
   thread.copies.erase(thread.copies.begin(), last);
   thread.groups.erase(thread.groups.begin(), done);
   thread.num_complete = num_complete;
@@ -321,6 +335,13 @@ std::string BlockRunner::DescribeWaits() const {
   }
   return text;
 }
+
+void ThreadFence() {
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  if (current_checker != nullptr) current_checker->NoteFence();
+}
+
+void NoteAtomic(const void* address, size_t size) { NoteAccess(Access::kAtomic, address, size); }
 
 void BlockBarrier() { current_thread->runner->Barrier(); }
 

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "tests/cuda_emulation/access_checker.h"
 #include "tests/cuda_emulation/device.h"
 #include "tests/cuda_emulation/fiber.h"
 #include "tests/cuda_emulation/launch.h"
@@ -31,10 +32,11 @@ enum class Landing { kAtOnce, kLate, kMixed };
 /// What a lane brings to a collective of its warp; the last lane to come carries it out for all.
 using Operands = std::span<void* const, kWarpSize>;
 
-/// A copy that has not landed. Without a source: of zeros.
+/// A copy that was not waited for. Without a source: of zeros.
 struct PendingCopy {
   void* target = nullptr;
   const void* source = nullptr;
+  bool landed = false;
 };
 
 class BlockRunner;
@@ -47,6 +49,7 @@ struct Thread {
   BlockRunner* runner;
   Warp* warp = nullptr;
   int lane;
+  int id;  // in the block
   uint3 index = {};
   Thread* neighbours[2] = {};       // the lanes after and before, in a circle
   std::vector<PendingCopy> copies;  // not complete, in the order of their issue
@@ -68,8 +71,9 @@ struct Warp {
   uint32_t at_barrier = 0;
   uint32_t ended = 0;
   Opcode opcode = Opcode::kBarrier;
-  int turn = 0;       // collectives until the scheduler chooses again
-  int direction = 0;  // neighbour that goes on after a lane, if it can
+  uint32_t syncs = 0;  // __syncwarp() so far
+  int turn = 0;        // collectives until the scheduler chooses again
+  int direction = 0;   // neighbour that goes on after a lane, if it can
   void* operands[kWarpSize] = {};
   Thread* threads[kWarpSize] = {};
 };
@@ -99,7 +103,7 @@ class BlockRunner {
 
  private:
   void Prepare(const LaunchShape& shape);
-  void RunBlock();
+  void RunBlock(uint64_t block);
   void Schedule();
   void RunWarp(Warp& warp, int turn);
   /// Hands over from the running fiber; returns in it.
@@ -109,6 +113,7 @@ class BlockRunner {
   /// The same from a lane that cannot go on.
   void GoOn(Thread& from);
   static void Land(const PendingCopy& copy);
+  static void Complete(const PendingCopy& copy);
   [[noreturn]] void RefuseCollective(Opcode opcode, uint32_t mask) const;
   std::string DescribeWaits() const;
 
@@ -116,6 +121,7 @@ class BlockRunner {
   std::vector<std::unique_ptr<Thread>> threads_;
   std::vector<std::unique_ptr<Warp>> warps_;
   SharedMemory shared_memory_;
+  AccessChecker checker_;
 
   // Of the launch.
   const KernelCall* call_ = nullptr;
@@ -130,6 +136,9 @@ class BlockRunner {
   int num_alive_ = 0;
   int num_at_barrier_ = 0;
 };
+
+/// Whether the accesses of kernels are to be checked.
+bool AreAccessesChecked();
 
 /// Carries out a collective: `operands` are of its kind, one a lane.
 void ExecuteCollective(Opcode opcode, Operands operands);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <bit>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -44,6 +45,12 @@ T Shuffle(Opcode opcode, uint32_t mask, T value, int lane_argument, int width) {
 
 /// The lanes whose predicate is not 0, as a bit mask, to all lanes.
 uint32_t Vote(Opcode opcode, uint32_t mask, int predicate);
+
+/// __threadfence().
+void ThreadFence();
+
+/// The thread is about to change an address in one step.
+void NoteAtomic(const void* address, size_t size);
 
 /// The block's dynamic shared memory; the launch must have given `size` bytes.
 void* DynamicSharedMemory(size_t size, size_t alignment);

@@ -13,6 +13,11 @@ namespace cuda_emulation {
 void Seed(uint64_t seed);
 uint64_t Seed();
 
+/// On which seeds each access of a kernel is checked (see access_checker.h), which takes its time.
+enum class AccessChecks { kNever, kOnSomeSeeds, kAlways };
+/// At first: on some, which are those that leave a rest of 1 when divided by 8.
+void CheckAccesses(AccessChecks checks);
+
 /// What was seen since ResetCounters(), on all devices.
 struct Counters {
   uint64_t launches = 0;        // of kernels that were carried out

@@ -39,6 +39,11 @@ class Fiber {
     return mapping_ != nullptr && at >= mapping_ && at < bottom_;
   }
 
+  bool IsStack(const void* address) const {
+    const auto* at = static_cast<const char*>(address);
+    return at >= bottom_ && at < bottom_ + size_;
+  }
+
   /// The body calls this first.
   static void Begin();
 

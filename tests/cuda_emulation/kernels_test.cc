@@ -76,6 +76,13 @@ int SeedsThatFail(const Run& run) {
   return failed;
 }
 
+/// With nothing but the order of things to find a bug by.
+class Schedules : public testing::Test {
+ protected:
+  Schedules() { CheckAccesses(AccessChecks::kNever); }
+  ~Schedules() override { CheckAccesses(AccessChecks::kOnSomeSeeds); }
+};
+
 // Where threads are, and who they are.
 
 struct Place {
@@ -142,7 +149,7 @@ TEST(Kernels, BarriersOrderSharedMemory) {
   EXPECT_EQ(SeedsThatFail([] { return ReverseSumIsRight(ReverseSum<true>); }), 0);
 }
 
-TEST(Kernels, MissingBarrierShows) {
+TEST_F(Schedules, MissingBarrierShows) {
   EXPECT_EQ(SeedsThatFail([] { return ReverseSumIsRight(ReverseSum<false>); }), kSeeds);
 }
 
@@ -262,7 +269,7 @@ TEST(Kernels, CopiesAreThereOnceWaitedFor) {
   }
 }
 
-TEST(Kernels, WrongOrderOfCopiesShows) {
+TEST_F(Schedules, WrongOrderOfCopiesShows) {
   const auto seeds = [](void (*kernel)(const int4*, int, int*)) {
     return SeedsThatFail([&] { return SumRowsIsRight(kernel, kRows); });
   };

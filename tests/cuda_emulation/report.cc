@@ -140,13 +140,15 @@ std::string FunctionName(const void* function) {
   char* demangled = abi::__cxa_demangle(symbol.c_str(), nullptr, nullptr, &status);
   if (status == 0) symbol = demangled;
   std::free(demangled);
-  // Without the parameters, which no anonymous namespace is.
-  constexpr std::string_view kAnonymous = "(anonymous namespace)";
-  size_t end = symbol.find('(');
-  while (end != std::string::npos && symbol.compare(end, kAnonymous.size(), kAnonymous) == 0) {
-    end = symbol.find('(', end + 1);
+  // Without the parameters, the parentheses that close last, and without the result.
+  size_t end = symbol.size();
+  for (int depth = 0; end > 0; --end) {
+    depth += symbol[end - 1] == ')' ? 1 : symbol[end - 1] == '(' ? -1 : 0;
+    if (depth == 0) break;
   }
-  return symbol.substr(0, end);
+  constexpr std::string_view kResult = "void ";
+  const size_t begin = symbol.starts_with(kResult) ? kResult.size() : 0;
+  return symbol.substr(begin, end > begin ? end - 1 - begin : std::string::npos);
 }
 
 void InstallSignalHandler() {

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <utility>
 
+#include "tests/cuda_emulation/block.h"
 #include "tests/cuda_emulation/emulator.h"
 #include "tests/cuda_emulation/memory.h"
 #include "tests/cuda_emulation/report.h"
@@ -16,6 +17,8 @@ namespace {
 
 std::atomic<uint64_t> global_seed = 1;
 std::atomic<uint64_t> num_seeds = 0;  // calls of Seed()
+
+std::atomic<AccessChecks> access_checks = AccessChecks::kOnSomeSeeds;
 
 thread_local cudaError_t last_error = cudaSuccess;
 thread_local cudaStreamCaptureMode capture_mode = cudaStreamCaptureModeGlobal;
@@ -254,6 +257,15 @@ void Seed(uint64_t seed) {
 }
 
 uint64_t Seed() { return global_seed; }
+
+void CheckAccesses(AccessChecks checks) { access_checks = checks; }
+
+bool AreAccessesChecked() {
+  constexpr uint64_t kSeeds = 8;
+  const AccessChecks checks = access_checks;
+  return checks == AccessChecks::kAlways ||
+         (checks == AccessChecks::kOnSomeSeeds && global_seed % kSeeds == 1);
+}
 
 void SetDevices(int count, size_t memory_bytes) { Runtime::Get().SetDevices(count, memory_bytes); }
 

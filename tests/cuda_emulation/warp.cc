@@ -226,6 +226,7 @@ void LoadMatrices(Opcode opcode, const void* row, uint32_t (&out)[4]) {
     Violation("%s from shared memory + %u: not aligned to 16 bytes", OpcodeName(opcode),
               SharedOffset(row));
   }
+  NoteAccess(Access::kRead, row, 16);
   MatrixOperand operand = {static_cast<const std::byte*>(row), out};
   current_thread->runner->Rendezvous(opcode, 0xffffffffu, &operand);
 }

@@ -59,7 +59,7 @@ class Tree:
         direct = {}
         for match in re.finditer(r"^room\((\S+)([^)]*)\)", text, re.MULTILINE):
             words = match.group(2).split()
-            direct[match.group(1)] = words[words.index("DEPS") + 1:] if "DEPS" in words else []
+            direct[match.group(1)] = re.split(r"\b(?:TEST_)?DEPS\b", match.group(2) + " DEPS ")[1].split()
         by_target = {path.replace("/", "_"): path for path in direct}
         allowed = {}
         for room in direct:

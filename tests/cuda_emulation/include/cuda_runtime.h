@@ -46,7 +46,7 @@ inline constexpr uint4 make_uint4(unsigned int x, unsigned int y, unsigned int z
 // Barriers, fences.
 inline void __syncthreads() { cuda_emulation::BlockBarrier(); }
 inline void __syncwarp(unsigned int mask = 0xffffffffu) { cuda_emulation::WarpBarrier(mask); }
-inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+inline void __threadfence() { cuda_emulation::ThreadFence(); }
 inline void __threadfence_block() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 
 // Exchange within a warp.
@@ -86,21 +86,25 @@ T __ldg(const T* address) {
 }
 template <typename T>
 T atomicAdd(T* address, std::type_identity_t<T> value) {
+  cuda_emulation::NoteAtomic(address, sizeof(T));
   static_assert(std::is_integral_v<T>, "the order of a float's additions would be open");
   return __atomic_fetch_add(address, value, __ATOMIC_RELAXED);
 }
 template <typename T>
 T atomicExch(T* address, std::type_identity_t<T> value) {
+  cuda_emulation::NoteAtomic(address, sizeof(T));
   return __atomic_exchange_n(address, value, __ATOMIC_RELAXED);
 }
 template <typename T>
 T atomicCAS(T* address, std::type_identity_t<T> expected, std::type_identity_t<T> desired) {
+  cuda_emulation::NoteAtomic(address, sizeof(T));
   __atomic_compare_exchange_n(address, &expected, desired, false, __ATOMIC_RELAXED,
                               __ATOMIC_RELAXED);
   return expected;
 }
 template <typename T>
 T atomicMax(T* address, std::type_identity_t<T> value) {
+  cuda_emulation::NoteAtomic(address, sizeof(T));
   T old = __atomic_load_n(address, __ATOMIC_RELAXED);
   while (old < value && !__atomic_compare_exchange_n(address, &old, value, false, __ATOMIC_RELAXED,
                                                      __ATOMIC_RELAXED)) {
@@ -109,6 +113,7 @@ T atomicMax(T* address, std::type_identity_t<T> value) {
 }
 template <typename T>
 T atomicMin(T* address, std::type_identity_t<T> value) {
+  cuda_emulation::NoteAtomic(address, sizeof(T));
   T old = __atomic_load_n(address, __ATOMIC_RELAXED);
   while (value < old && !__atomic_compare_exchange_n(address, &old, value, false, __ATOMIC_RELAXED,
                                                      __ATOMIC_RELAXED)) {
@@ -117,10 +122,12 @@ T atomicMin(T* address, std::type_identity_t<T> value) {
 }
 template <typename T>
 T atomicOr(T* address, std::type_identity_t<T> value) {
+  cuda_emulation::NoteAtomic(address, sizeof(T));
   return __atomic_fetch_or(address, value, __ATOMIC_RELAXED);
 }
 template <typename T>
 T atomicAnd(T* address, std::type_identity_t<T> value) {
+  cuda_emulation::NoteAtomic(address, sizeof(T));
   return __atomic_fetch_and(address, value, __ATOMIC_RELAXED);
 }
 

@@ -300,7 +300,7 @@ TEST_P(AttentionTest, BoundsMayBeFarTooHigh) {
 }
 
 TEST_P(AttentionTest, ManySequencesTakeSeveralLaunches) {
-  MakeSequences({1, 1, 16}, {1, 2, 260, 40});
+  MakeSequences({8, 8, 16}, {1, 2, 260, 40});  // more work than blocks
   std::vector<Piece> pieces;
   for (int i = 0; i < 530; ++i) {
     const int sequence = Between(0, 3);

@@ -1,0 +1,258 @@
+#include "tests/cuda_emulation/access_checker.h"
+
+#include <algorithm>
+#include <atomic>
+#include <bit>
+
+#include "tests/cuda_emulation/block.h"
+#include "tests/cuda_emulation/memory.h"
+#include "tests/cuda_emulation/report.h"
+
+namespace cuda_emulation {
+
+constinit thread_local AccessChecker* current_checker = nullptr;
+
+namespace {
+
+constexpr uint64_t kRunMask = (1 << 24) - 1;
+constexpr size_t kMaxPages = 16384;  // of which cells are kept from launch to launch
+
+std::atomic<uint64_t> next_run = 0;
+
+const char* Doing(Access access) {
+  return access == Access::kRead    ? "reads"
+         : access == Access::kWrite ? "writes"
+                                    : "changes atomically";
+}
+
+bool Contains(const std::vector<uint64_t>& blocks, uint64_t block) {
+  return block / 64 < blocks.size() && (blocks[block / 64] >> block % 64 & 1) != 0;
+}
+
+void Add(const std::vector<uint64_t>& from, std::vector<uint64_t>& to) {
+  if (to.size() < from.size()) to.resize(from.size());
+  for (size_t i = 0; i < from.size(); ++i) to[i] |= from[i];
+}
+
+}  // namespace
+
+void AccessChecker::BeginLaunch(uint64_t num_blocks) {
+  // All runs of a launch follow each other; those of other threads' launches lie elsewhere.
+  const uint64_t previous = first_run_;
+  first_run_ = next_run.fetch_add(num_blocks) + 1;
+  num_blocks_ = num_blocks;
+  known_.clear();
+  if (previous / (kRunMask + 1) != (first_run_ + num_blocks) / (kRunMask + 1)) {
+    shared_cells_.clear();
+    page_cells_.clear();
+  }
+  if (page_cells_.size() > kMaxPages) page_cells_.clear();
+  if (generation_ != Memory::Get().generation() || page_cells_.empty()) {
+    generation_ = Memory::Get().generation();
+    pages_.fill({});
+  }
+}
+
+void AccessChecker::BeginBlock(uint64_t block, const std::byte* shared, size_t shared_bytes) {
+  run_ = first_run_ + block;
+  epoch_ = 0;
+  has_unfenced_writes_ = false;
+  heard_of_.clear();
+  will_hear_.clear();
+  shared_ = shared;
+  shared_bytes_ = shared_bytes;
+  const size_t cells = (shared_bytes + Cell::kBytes - 1) / Cell::kBytes;
+  if (shared_cells_.size() < cells) shared_cells_.resize(cells);
+}
+
+Stamp AccessChecker::Now() const {
+  const Thread& thread = *current_thread;
+  return {.run = run_ & kRunMask,
+          .epoch = epoch_ & 0xfff,
+          .sync = thread.warp->syncs & 0x7ff,
+          .thread = static_cast<uint64_t>(thread.id),
+          .valid = 1,
+          .in_flight = 0,
+          .atomic = 0,
+          .other_lanes = 0,
+          .other_warps = 0,
+          .other_blocks = 0,
+          .unused = 0};
+}
+
+bool AccessChecker::IsOfLaunch(Stamp stamp) const {
+  return stamp.valid && ((stamp.run - first_run_) & kRunMask) < num_blocks_;
+}
+
+/// Whether the access of a stamp, without its others, comes before now.
+bool AccessChecker::IsOrdered(Stamp earlier, Stamp now) const {
+  if (!IsOfLaunch(earlier)) return true;
+  if (earlier.run != now.run) return Contains(heard_of_, (earlier.run - first_run_) & kRunMask);
+  if (earlier.epoch != now.epoch || earlier.thread == now.thread) return true;
+  return earlier.thread / kWarpSize == now.thread / kWarpSize && earlier.sync != now.sync;
+}
+
+bool AccessChecker::AreReadsOrdered(Stamp reads, Stamp now) const {
+  if (!IsOfLaunch(reads)) return true;
+  if (!IsOrdered(reads, now) || (reads.other_blocks && heard_of_.empty())) return false;
+  if (reads.run != now.run || reads.epoch != now.epoch) return true;
+  return !reads.other_warps && !(reads.other_lanes && reads.sync == now.sync);
+}
+
+void AccessChecker::NoteRead(Stamp now, Cell& cell) const {
+  const Stamp before = cell.read;
+  Stamp read = now;
+  if (IsOfLaunch(before)) {
+    if (before.run != now.run) {
+      read.other_blocks = 1;
+    } else {
+      read.other_blocks = before.other_blocks;
+      if (before.epoch == now.epoch) {
+        const bool same_warp = before.thread / kWarpSize == now.thread / kWarpSize;
+        read.other_warps = before.other_warps || !same_warp;
+        read.other_lanes = same_warp && before.sync == now.sync &&
+                           (before.other_lanes || before.thread != now.thread);
+      }
+    }
+  }
+  cell.read = read;
+}
+
+void AccessChecker::NoteCells(Access access, const void* address, size_t size, Cell* cells,
+                              size_t count) {
+  const Stamp now = Now();
+  for (size_t i = 0; i < count; ++i) {
+    Cell& cell = cells[i];
+    const Stamp write = cell.write;
+    if (write.in_flight && write.run == now.run) {
+      Report(access, address, size, "is being copied to by", write);
+    }
+    const bool both_atomic = access == Access::kAtomic && write.atomic;
+    const bool among_others = write.other_warps && write.run == now.run && write.epoch == now.epoch;
+    if (!both_atomic && (!IsOrdered(write, now) || (among_others && IsOfLaunch(write)))) {
+      Report(access, address, size, write.atomic ? "was changed atomically by" : "was written by",
+             write);
+    }
+    if (access == Access::kRead) {
+      NoteRead(now, cell);
+      continue;
+    }
+    if (!AreReadsOrdered(cell.read, now)) {
+      Report(access, address, size, "was read by", cell.read);
+    }
+    Stamp written = now;
+    written.atomic = access == Access::kAtomic;
+    written.other_warps = both_atomic && write.run == now.run && write.epoch == now.epoch &&
+                          (write.other_warps || write.thread != now.thread);
+    cell = {written, {}};
+  }
+}
+
+Cell* AccessChecker::CellsOfShared(const void* shared) {
+  return &shared_cells_[static_cast<size_t>(static_cast<const std::byte*>(shared) - shared_) /
+                        Cell::kBytes];
+}
+
+void AccessChecker::Note(Access access, const void* address, size_t size) {
+  const auto offset = static_cast<size_t>(static_cast<const std::byte*>(address) - shared_);
+  if (offset < shared_bytes_) {
+    if (size > shared_bytes_ - offset) {
+      Violation("%s %zu bytes of shared memory + %zu, which has %zu bytes", Doing(access), size,
+                offset, shared_bytes_);
+    }
+    const size_t cells = (offset % Cell::kBytes + size + Cell::kBytes - 1) / Cell::kBytes;
+    return NoteCells(access, address, size, CellsOfShared(address), cells);
+  }
+  if (current_thread->fiber.IsStack(address)) return;
+  const auto at = reinterpret_cast<uintptr_t>(address);
+  const Page& page = FindPage(access, at, size);
+  if (page.cells == nullptr) return;
+  if (access == Access::kWrite) has_unfenced_writes_ = true;
+  if (access == Access::kAtomic) NoteAtomic(address);
+  const size_t cells = (at % Cell::kBytes + size + Cell::kBytes - 1) / Cell::kBytes;
+  NoteCells(access, address, size, page.cells + at % kPageBytes / Cell::kBytes, cells);
+}
+
+const AccessChecker::Page& AccessChecker::FindPage(Access access, uintptr_t address, size_t size) {
+  const uintptr_t number = address / kPageBytes;
+  Page& page = pages_[number % pages_.size()];
+  if (page.number == number &&
+      (page.cells == nullptr || (address >= page.begin && address + size <= page.end))) {
+    return page;
+  }
+  const auto* pointer = reinterpret_cast<const std::byte*>(address);
+  const std::optional<Allocation> found = Memory::Get().Find(pointer, size);
+  if (!found || pointer == found->end()) {
+    const std::string where = Memory::Get().Describe(pointer);
+    if (!where.empty()) Violation("%s %zu bytes: %s", Doing(access), size, where.c_str());
+    page = {.number = number};
+    return page;
+  }
+  std::unique_ptr<Cell[]>& cells = page_cells_[number];
+  if (cells == nullptr) cells = std::make_unique<Cell[]>(kPageBytes / Cell::kBytes + kCopyBytes);
+  page = {.number = number,
+          .begin = std::max(number * kPageBytes, reinterpret_cast<uintptr_t>(found->begin)),
+          .end = std::min((number + 1) * kPageBytes, reinterpret_cast<uintptr_t>(found->end())),
+          .cells = cells.get()};
+  return page;
+}
+
+/// Whoever comes to the address next hears of this block's writes and of what it has heard of.
+void AccessChecker::NoteAtomic(const void* address) {
+  Blocks& known = known_[address];
+  Add(known, will_hear_);
+  if (has_unfenced_writes_) return;
+  const uint64_t block = run_ - first_run_;
+  if (known.size() <= block / 64) known.resize(block / 64 + 1);
+  known[block / 64] |= uint64_t{1} << block % 64;
+  Add(heard_of_, known);
+}
+
+void AccessChecker::NoteFence() {
+  has_unfenced_writes_ = false;
+  Add(will_hear_, heard_of_);
+}
+
+void AccessChecker::NoteCopy(const void* shared, const void* global) {
+  if (global != nullptr) Note(Access::kRead, global, kCopyBytes);
+  Note(Access::kWrite, shared, kCopyBytes);
+  Cell* const cells = CellsOfShared(shared);
+  for (size_t i = 0; i < kCopyBytes / Cell::kBytes; ++i) cells[i].write.in_flight = 1;
+}
+
+void AccessChecker::NoteCopyDone(const void* shared) {
+  const Stamp now = Now();
+  Cell* const cells = CellsOfShared(shared);
+  for (size_t i = 0; i < kCopyBytes / Cell::kBytes; ++i) cells[i].write = now;
+}
+
+void AccessChecker::Report(Access access, const void* address, size_t size, const char* earlier,
+                           Stamp stamp) const {
+  const auto offset = static_cast<size_t>(static_cast<const std::byte*>(address) - shared_);
+  const std::string where = offset < shared_bytes_ ? "shared memory + " + std::to_string(offset)
+                                                   : Memory::Get().Describe(address);
+  const std::string block =
+      stamp.run == (run_ & kRunMask)
+          ? "this block"
+          : "block number " + std::to_string((stamp.run - first_run_) & kRunMask);
+  Violation("race: %s %zu bytes, %s, that nothing orders after it %s thread %u of %s",
+            Doing(access), size, where.c_str(), earlier, static_cast<unsigned int>(stamp.thread),
+            block.c_str());
+}
+
+}  // namespace cuda_emulation
+
+// What the compiler calls for each load and store.
+#define CUDA_EMULATION_HOOKS(size)                                             \
+  extern "C" void __sanitizer_cov_load##size(void* address) {                  \
+    cuda_emulation::NoteAccess(cuda_emulation::Access::kRead, address, size);  \
+  }                                                                            \
+  extern "C" void __sanitizer_cov_store##size(void* address) {                 \
+    cuda_emulation::NoteAccess(cuda_emulation::Access::kWrite, address, size); \
+  }
+
+CUDA_EMULATION_HOOKS(1)
+CUDA_EMULATION_HOOKS(2)
+CUDA_EMULATION_HOOKS(4)
+CUDA_EMULATION_HOOKS(8)
+CUDA_EMULATION_HOOKS(16)
