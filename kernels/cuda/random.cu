@@ -49,13 +49,13 @@ template <typename T>
 void Fill(const FillNormalArgs& args, cudaStream_t stream) {
   constexpr int64_t kElementsPerBlock = kThreads * kElementsPerThread;
   const int64_t blocks = (args.num_elements + kElementsPerBlock - 1) / kElementsPerBlock;
-  const FillNormalKernelArgs<T> kernel_args = {.out = static_cast<T*>(args.out),
-                                               .num_elements = args.num_elements,
-                                               .seed = args.seed,
-                                               .factor = args.stddev / kByteSumDeviation};
-  Launch(FillNormalKernel<T>,
-         {.blocks = dim3(static_cast<unsigned>(blocks)), .threads = dim3(kThreads)}, stream,
-         kernel_args);
+  FillNormalKernelArgs<T> kernel_args;
+  kernel_args.out = static_cast<T*>(args.out);
+  kernel_args.num_elements = args.num_elements;
+  kernel_args.seed = args.seed;
+  kernel_args.factor = args.stddev / kByteSumDeviation;
+  const Grid grid = {dim3(static_cast<unsigned int>(blocks)), dim3(kThreads)};
+  Launch(FillNormalKernel<T>, grid, stream, kernel_args);
 }
 
 }  // namespace

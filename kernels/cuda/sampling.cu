@@ -14,8 +14,8 @@ namespace {
 
 constexpr float kLog2E = 1.44269504f;
 
-/// So that a thread may have 80 registers; and 102,400 tokens are eight tiles for each warp.
-constexpr int kMostThreads = 25 * kWarpSize;
+/// So that a thread may have 80 registers.
+constexpr int kMostThreads = 24 * kWarpSize;
 
 /// Logits of a row in the workspace.
 constexpr int64_t PaddedVocab(int64_t vocab) { return (vocab + 3) / 4 * 4; }
@@ -35,7 +35,7 @@ __device__ __forceinline__ uint64_t ShareOf(uint64_t total, float p) {
 /// The entropy of the tokens that are left, in octaves below the most likely token: the
 /// normalisation of their probabilities cancels out.
 __device__ __forceinline__ float MeanOctaves(const TokenSelection& selection) {
-  const TokenFilter& filter = selection.filter;
+  const TokenFilter& filter = selection.filter();
   const uint64_t weights =
       selection.Sum([&](float logit, int id) { return filter.Weight(logit, id); });
   const uint64_t octaves = selection.Sum([&](float logit, int id) -> uint64_t {
@@ -72,8 +72,8 @@ __device__ __forceinline__ int Draw(const SamplingRow& row, const LogitRow& logi
   for (int step = 0; step < kNumFilters; ++step) {
     if ((filters >> step & 1) == 0) continue;
     if (step == kTypicalP) {
-      selection.filter.typical_octaves = MeanOctaves(selection);
-      selection.filter.by_typicality = true;
+      selection.filter().typical_octaves = MeanOctaves(selection);
+      selection.filter().by_typicality = true;
     }
     const Measure measure = step == kTopK       ? Measure::kTokens
                             : step == kNoFilter ? Measure::kNothing
@@ -83,9 +83,9 @@ __device__ __forceinline__ int Draw(const SamplingRow& row, const LogitRow& logi
       return ShareOf(total, step == kTopP ? row.top_p : row.typical_p);
     });
     if (step == kTypicalP) {
-      selection.filter.last_typical = last;
+      selection.filter().last_typical = last;
     } else {
-      selection.filter.last_likely = min(selection.filter.last_likely, last);
+      selection.filter().last_likely = min(selection.filter().last_likely, last);
     }
   }
   const double uniform = PhiloxUniform(row.seed, row.position);

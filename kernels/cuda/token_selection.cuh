@@ -170,9 +170,11 @@ struct TokenFilter {
   float typical_octaves = 0;
   uint64_t last_typical = kKeepAll;  // exact rank of the last token kept, by rising distance
 
-  /// By how many factors of two the token is less likely than the most likely one.
+  /// By how many factors of two the token is less likely than the most likely one. Rounded in any
+  /// case, never part of a fused multiply-add: a token must have the same rank wherever it is asked
+  /// for.
   __device__ __forceinline__ float Octaves(float logit) const {
-    return (highest - logit) * octaves_per_unit;
+    return __fmul_rn(highest - logit, octaves_per_unit);
   }
   __device__ __forceinline__ float Distance(float octaves) const {
     return fabsf(octaves - typical_octaves);
@@ -223,8 +225,8 @@ struct TokenFilter {
 enum class Measure {
   kNothing,  // so that all tokens are kept
   kWeight,
-  kTokens,      // that weigh something
-  kEveryToken,  // of the vocabulary
+  kTokens,      // those that weigh something
+  kEveryToken,  // those that weigh nothing too
 };
 
 /// A token of the last prefix.
@@ -255,11 +257,12 @@ class TokenSelection {
  public:
   __device__ __forceinline__ TokenSelection(const LogitRow& row, const TokenFilter& filter,
                                             SelectionShared& shared)
-      : filter(filter), row_(row), shared_(shared) {
+      : filter_(filter), row_(row), shared_(shared) {
     while ((row.vocab - 1) >> span_bits_ >= SelectionShared::kSpans) ++span_bits_;
   }
 
-  TokenFilter filter;
+  __device__ __forceinline__ const TokenFilter& filter() const { return filter_; }
+  __device__ __forceinline__ TokenFilter& filter() { return filter_; }
 
   /// Finds the tokens of the lowest ranks whose sum is just above target(sum over all): the last of
   /// them is among the candidates. Returns what remains of the target where these begin. The spans
@@ -344,9 +347,9 @@ class TokenSelection {
     for (;; first += kWarpSize * 4) {
       const int id = first + LaneIndex() * 4;
       const float4 logits = LoadLogits(row_, id);
-      const uint64_t weights[4] = {filter.Weight(logits.x, id), filter.Weight(logits.y, id + 1),
-                                   filter.Weight(logits.z, id + 2),
-                                   filter.Weight(logits.w, id + 3)};
+      const uint64_t weights[4] = {filter_.Weight(logits.x, id), filter_.Weight(logits.y, id + 1),
+                                   filter_.Weight(logits.z, id + 2),
+                                   filter_.Weight(logits.w, id + 3)};
       uint64_t sum = WarpRunningSum(weights[0] + weights[1] + weights[2] + weights[3]);
       const int lane = __ffs(static_cast<int>(__ballot_sync(kAllLanes, sum > position))) - 1;
       if (lane < 0 && first + kWarpSize * 4 < row_.vocab) {
@@ -377,8 +380,8 @@ class TokenSelection {
 #pragma unroll
       for (int i = 0; i < kLaneTokens; ++i) {
         const int id = TokenId(first, i);
-        if (id >= row_.vocab || filter.Compare(values[i], id, prefix) != 0) continue;
-        const int digit = filter.NextDigit(values[i], id, prefix);
+        if (id >= row_.vocab || filter_.Compare(values[i], id, prefix) != 0) continue;
+        const int digit = filter_.NextDigit(values[i], id, prefix);
         if (first_digit && digit == kDigits - 1) continue;
         const uint64_t amount = Amount(measure, values[i], id);
         if (amount > 0) shared_.digits.Add(digit, amount);
@@ -389,7 +392,7 @@ class TokenSelection {
 
   __device__ __forceinline__ uint64_t Amount(Measure measure, float logit, int id) const {
     if (measure == Measure::kEveryToken) return 1;
-    const uint64_t weight = filter.Weight(logit, id);
+    const uint64_t weight = filter_.Weight(logit, id);
     return measure == Measure::kWeight ? weight : weight > 0 ? 1 : 0;
   }
 
@@ -405,12 +408,12 @@ class TokenSelection {
 #pragma unroll
       for (int i = 0; i < kLaneTokens; ++i) {
         const int id = TokenId(first, i);
-        const int order = filter.Compare(values[i], id, prefix);
+        const int order = filter_.Compare(values[i], id, prefix);
         if (id >= row_.vocab || order > 0) continue;
-        const uint64_t weight = filter.Weight(values[i], id);
+        const uint64_t weight = filter_.Weight(values[i], id);
         if (order < 0) sum += weight;
         if (every_token || (order == 0 && weight > 0)) {
-          AddCandidate({filter.ExactRank(values[i], filter.Octaves(values[i]), id), weight});
+          AddCandidate({filter_.ExactRank(values[i], filter_.Octaves(values[i]), id), weight});
         }
       }
       sum = WarpSum(sum);
@@ -445,7 +448,8 @@ class TokenSelection {
     return shared_.found;
   }
 
-  LogitRow row_;
+  TokenFilter filter_;
+  const LogitRow row_;
   SelectionShared& shared_;
   int span_bits_ = 9;  // a span has 2^span_bits_ tokens: whole tiles
 };

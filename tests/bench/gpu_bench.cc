@@ -1,7 +1,7 @@
 // How near the CUDA backend comes to the limits of the GPU it runs on. Needs a driver and nothing
 // else: weights are made on the device.
 //
-//   gpu_bench ceilings|kernels|model [--scale 16b|toy] [--device N] [--json FILE]
+//   gpu_bench ceilings|kernels|model|tiles [--scale 16b|toy] [--device N] [--json FILE]
 //
 // Every command measures the ceilings first: fractions are of those of the same run.
 // tests/gpu/README.md says what each figure means.
@@ -56,15 +56,18 @@ absl::StatusOr<Arguments> ParseArguments(std::span<char*> words) {
 
 absl::Status Run(std::span<char*> words) {
   using Measure = void (*)(const Scale&, Gpu&, Report&);
-  constexpr std::pair<std::string_view, Measure> kCommands[] = {
-      {"ceilings", nullptr}, {"kernels", MeasureKernels}, {"model", MeasureModel}};
+  constexpr std::pair<std::string_view, Measure> kCommands[] = {{"ceilings", nullptr},
+                                                                {"kernels", MeasureKernels},
+                                                                {"model", MeasureModel},
+                                                                {"tiles", MeasureTiles}};
   ASSIGN_OR_RETURN(const Arguments arguments, ParseArguments(words));
   ASSIGN_OR_RETURN(const Scale scale, ScaleByName(arguments.scale));
   const auto* command =
       std::ranges::find(kCommands, arguments.command, &std::pair<std::string_view, Measure>::first);
   if (command == std::end(kCommands)) {
-    return absl::InvalidArgumentError(fmt::format(
-        "there is no command \"{}\", expected ceilings, kernels or model", arguments.command));
+    return absl::InvalidArgumentError(
+        fmt::format("there is no command \"{}\", expected ceilings, kernels, model or tiles",
+                    arguments.command));
   }
   Report report(arguments.command, arguments.scale);
   {

@@ -19,6 +19,10 @@ void MeasureKernels(const Scale& scale, Gpu& gpu, Report& report);
 /// Whole steps of the model, as the engine runs them.
 void MeasureModel(const Scale& scale, Gpu& gpu, Report& report);
 
+/// Matrix products in each of the tiles that they can be cut into (kernels/cuda/gemm_tile.h): to be
+/// held against the tile that is chosen.
+void MeasureTiles(const Scale& scale, Gpu& gpu, Report& report);
+
 /// A model of the scale with random weights. Ends the process if it does not fit.
 ModelWeights MakeModel(const ModelConfig& config, Gpu& gpu);
 

@@ -147,6 +147,11 @@ absl::StatusOr<std::unique_ptr<Gpu>> Gpu::Create(int ordinal, const Timing& timi
   return gpu;
 }
 
+Gpu::~Gpu() {
+  if (begin_ != nullptr) cudaEventDestroy(begin_);
+  if (end_ != nullptr) cudaEventDestroy(end_);
+}
+
 Machine Gpu::machine() const {
   cudaDeviceProp properties = {};
   Check(cudaGetDeviceProperties(&properties, ordinal_), "cudaGetDeviceProperties");
@@ -265,6 +270,7 @@ std::vector<KernelShare> Gpu::TimeByKernel(const Recording& recording) {
   }
   for (const cudaEvent_t event : events) cudaEventDestroy(event);
   std::vector<KernelShare> result;
+  result.reserve(shares.size());
   for (const auto& [name, share] : shares) result.push_back(share);
   return result;
 }

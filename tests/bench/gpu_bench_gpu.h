@@ -50,6 +50,7 @@ class Gpu {
  public:
   /// UNAVAILABLE says why there is none.
   static absl::StatusOr<std::unique_ptr<Gpu>> Create(int ordinal, const Timing& timing);
+  ~Gpu();
 
   Backend& backend() { return backend_; }
   Device& device() { return *backend_.device; }

@@ -255,6 +255,7 @@ class KernelBench {
     constexpr int kVariants = 8;
     const auto [count, context] = sequences;
     std::vector<AttentionMeta> variants;
+    variants.reserve(kVariants);
     for (int i = 0; i < kVariants; ++i) {
       variants.push_back(MakeBatch(ShapeOf(sequences, 1), i, gpu_).attention);
     }

@@ -80,71 +80,71 @@ Stamp AccessChecker::Now() const {
           .unused = 0};
 }
 
-bool AccessChecker::IsOfLaunch(Stamp stamp) const {
-  return stamp.valid && ((stamp.run - first_run_) & kRunMask) < num_blocks_;
+/// Whether an access was of the same block, or to global memory of the same launch.
+bool AccessChecker::Matters(Stamp stamp, bool is_shared) const {
+  if (!stamp.valid) return false;
+  if (is_shared) return stamp.run == (run_ & kRunMask);
+  return ((stamp.run - first_run_) & kRunMask) < num_blocks_;
 }
 
-/// Whether the access of a stamp, without its others, comes before now.
+/// Whether the access of a stamp that matters, without the others', comes before now.
 bool AccessChecker::IsOrdered(Stamp earlier, Stamp now) const {
-  if (!IsOfLaunch(earlier)) return true;
   if (earlier.run != now.run) return Contains(heard_of_, (earlier.run - first_run_) & kRunMask);
   if (earlier.epoch != now.epoch || earlier.thread == now.thread) return true;
   return earlier.thread / kWarpSize == now.thread / kWarpSize && earlier.sync != now.sync;
 }
 
+/// The same, with the others'.
 bool AccessChecker::AreReadsOrdered(Stamp reads, Stamp now) const {
-  if (!IsOfLaunch(reads)) return true;
   if (!IsOrdered(reads, now) || (reads.other_blocks && heard_of_.empty())) return false;
   if (reads.run != now.run || reads.epoch != now.epoch) return true;
   return !reads.other_warps && !(reads.other_lanes && reads.sync == now.sync);
 }
 
-void AccessChecker::NoteRead(Stamp now, Cell& cell) const {
+void AccessChecker::NoteRead(Stamp now, bool is_shared, Cell& cell) const {
   const Stamp before = cell.read;
-  Stamp read = now;
-  if (IsOfLaunch(before)) {
-    if (before.run != now.run) {
-      read.other_blocks = 1;
-    } else {
-      read.other_blocks = before.other_blocks;
-      if (before.epoch == now.epoch) {
-        const bool same_warp = before.thread / kWarpSize == now.thread / kWarpSize;
-        read.other_warps = before.other_warps || !same_warp;
-        read.other_lanes = same_warp && before.sync == now.sync &&
-                           (before.other_lanes || before.thread != now.thread);
-      }
-    }
+  cell.read = now;
+  if (!Matters(before, is_shared)) return;
+  if (before.run != now.run) {
+    cell.read.other_blocks = 1;
+    return;
   }
-  cell.read = read;
+  cell.read.other_blocks = before.other_blocks;
+  if (before.epoch != now.epoch) return;
+  const bool same_warp = before.thread / kWarpSize == now.thread / kWarpSize;
+  cell.read.other_warps = before.other_warps || !same_warp;
+  cell.read.other_lanes =
+      same_warp && before.sync == now.sync && (before.other_lanes || before.thread != now.thread);
 }
 
-void AccessChecker::NoteCells(Access access, const void* address, size_t size, Cell* cells,
-                              size_t count) {
+void AccessChecker::NoteCells(const Touch& touch) {
   const Stamp now = Now();
+  const size_t offset = reinterpret_cast<uintptr_t>(touch.address) % Cell::kBytes;
+  const size_t count = (offset + touch.size + Cell::kBytes - 1) / Cell::kBytes;
   for (size_t i = 0; i < count; ++i) {
-    Cell& cell = cells[i];
+    Cell& cell = touch.first[i];
     const Stamp write = cell.write;
-    if (write.in_flight && write.run == now.run) {
-      Report(access, address, size, "is being copied to by", write);
+    bool both_atomic = false;
+    bool same_epoch = false;
+    if (Matters(write, touch.is_shared)) {
+      if (write.in_flight && write.run == now.run) Report(touch, "is being copied to by", write);
+      both_atomic = touch.access == Access::kAtomic && write.atomic;
+      same_epoch = write.run == now.run && write.epoch == now.epoch;
+      if (!both_atomic && (!IsOrdered(write, now) || (same_epoch && write.other_warps))) {
+        Report(touch, write.atomic ? "was changed atomically by" : "was written by", write);
+      }
     }
-    const bool both_atomic = access == Access::kAtomic && write.atomic;
-    const bool among_others = write.other_warps && write.run == now.run && write.epoch == now.epoch;
-    if (!both_atomic && (!IsOrdered(write, now) || (among_others && IsOfLaunch(write)))) {
-      Report(access, address, size, write.atomic ? "was changed atomically by" : "was written by",
-             write);
-    }
-    if (access == Access::kRead) {
-      NoteRead(now, cell);
+    if (touch.access == Access::kRead) {
+      NoteRead(now, touch.is_shared, cell);
       continue;
     }
-    if (!AreReadsOrdered(cell.read, now)) {
-      Report(access, address, size, "was read by", cell.read);
+    if (Matters(cell.read, touch.is_shared) && !AreReadsOrdered(cell.read, now)) {
+      Report(touch, "was read by", cell.read);
     }
-    Stamp written = now;
-    written.atomic = access == Access::kAtomic;
-    written.other_warps = both_atomic && write.run == now.run && write.epoch == now.epoch &&
-                          (write.other_warps || write.thread != now.thread);
-    cell = {written, {}};
+    cell = {now, {}};
+    cell.write.atomic = touch.access == Access::kAtomic;
+    cell.write.other_warps =
+        both_atomic && same_epoch && (write.other_warps || write.thread != now.thread);
   }
 }
 
@@ -160,8 +160,7 @@ void AccessChecker::Note(Access access, const void* address, size_t size) {
       Violation("%s %zu bytes of shared memory + %zu, which has %zu bytes", Doing(access), size,
                 offset, shared_bytes_);
     }
-    const size_t cells = (offset % Cell::kBytes + size + Cell::kBytes - 1) / Cell::kBytes;
-    return NoteCells(access, address, size, CellsOfShared(address), cells);
+    return NoteCells({access, address, size, true, CellsOfShared(address)});
   }
   if (current_thread->fiber.IsStack(address)) return;
   const auto at = reinterpret_cast<uintptr_t>(address);
@@ -169,8 +168,7 @@ void AccessChecker::Note(Access access, const void* address, size_t size) {
   if (page.cells == nullptr) return;
   if (access == Access::kWrite) has_unfenced_writes_ = true;
   if (access == Access::kAtomic) NoteAtomic(address);
-  const size_t cells = (at % Cell::kBytes + size + Cell::kBytes - 1) / Cell::kBytes;
-  NoteCells(access, address, size, page.cells + at % kPageBytes / Cell::kBytes, cells);
+  NoteCells({access, address, size, false, page.cells + at % kPageBytes / Cell::kBytes});
 }
 
 const AccessChecker::Page& AccessChecker::FindPage(Access access, uintptr_t address, size_t size) {
@@ -226,18 +224,17 @@ void AccessChecker::NoteCopyDone(const void* shared) {
   for (size_t i = 0; i < kCopyBytes / Cell::kBytes; ++i) cells[i].write = now;
 }
 
-void AccessChecker::Report(Access access, const void* address, size_t size, const char* earlier,
-                           Stamp stamp) const {
-  const auto offset = static_cast<size_t>(static_cast<const std::byte*>(address) - shared_);
-  const std::string where = offset < shared_bytes_ ? "shared memory + " + std::to_string(offset)
-                                                   : Memory::Get().Describe(address);
-  const std::string block =
-      stamp.run == (run_ & kRunMask)
-          ? "this block"
-          : "block number " + std::to_string((stamp.run - first_run_) & kRunMask);
-  Violation("race: %s %zu bytes, %s, that nothing orders after it %s thread %u of %s",
-            Doing(access), size, where.c_str(), earlier, static_cast<unsigned int>(stamp.thread),
-            block.c_str());
+void AccessChecker::Report(const Touch& touch, const char* earlier, Stamp stamp) const {
+  const std::string where =
+      touch.is_shared ? "shared memory + " +
+                            std::to_string(static_cast<const std::byte*>(touch.address) - shared_)
+                      : Memory::Get().Describe(touch.address);
+  const uint64_t block = (stamp.run - first_run_) & kRunMask;
+  Violation("race: %s %zu bytes, %s, with nothing to order it after what %s thread %u of %s",
+            Doing(touch.access), touch.size, where.c_str(), earlier,
+            static_cast<unsigned int>(stamp.thread),
+            block == run_ - first_run_ ? "this block"
+                                       : ("block number " + std::to_string(block)).c_str());
 }
 
 }  // namespace cuda_emulation

@@ -71,17 +71,25 @@ class AccessChecker {
   };
   using Blocks = std::vector<uint64_t>;  // a bit for each block of the launch
 
+  /// An access and the cells that it touches.
+  struct Touch {
+    Access access = Access::kRead;
+    const void* address = nullptr;
+    size_t size = 0;
+    bool is_shared = false;  // of shared memory
+    Cell* first = nullptr;
+  };
+
   Stamp Now() const;
-  bool IsOfLaunch(Stamp stamp) const;
+  bool Matters(Stamp stamp, bool is_shared) const;
   bool IsOrdered(Stamp earlier, Stamp now) const;
   bool AreReadsOrdered(Stamp reads, Stamp now) const;
-  void NoteCells(Access access, const void* address, size_t size, Cell* cells, size_t count);
-  void NoteRead(Stamp now, Cell& cell) const;
+  void NoteCells(const Touch& touch);
+  void NoteRead(Stamp now, bool is_shared, Cell& cell) const;
   void NoteAtomic(const void* address);
   const Page& FindPage(Access access, uintptr_t address, size_t size);
   Cell* CellsOfShared(const void* shared);
-  [[noreturn]] void Report(Access access, const void* address, size_t size, const char* earlier,
-                           Stamp stamp) const;
+  [[noreturn]] void Report(const Touch& touch, const char* earlier, Stamp stamp) const;
 
   const std::byte* shared_ = nullptr;
   size_t shared_bytes_ = 0;

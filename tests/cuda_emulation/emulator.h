@@ -13,10 +13,9 @@ namespace cuda_emulation {
 void Seed(uint64_t seed);
 uint64_t Seed();
 
-/// On which seeds each access of a kernel is checked (see access_checker.h), which takes its time.
-enum class AccessChecks { kNever, kOnSomeSeeds, kAlways };
-/// At first: on some, which are those that leave a rest of 1 when divided by 8.
-void CheckAccesses(AccessChecks checks);
+/// Whether each access of a kernel is checked (see access_checker.h), if it was compiled for that.
+/// At first it is.
+void CheckAccesses(bool check);
 
 /// What was seen since ResetCounters(), on all devices.
 struct Counters {

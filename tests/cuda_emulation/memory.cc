@@ -56,6 +56,12 @@ bool ReplacePages(std::byte* begin, size_t size, std::byte value) {
   return true;
 }
 
+/// All of an allocation but its guard pages.
+bool Protect(const Allocation& allocation, bool accessible) {
+  return mprotect(allocation.mapping + kPageBytes, allocation.mapping_bytes - 2 * kPageBytes,
+                  accessible ? PROT_READ | PROT_WRITE : PROT_NONE) == 0;
+}
+
 }  // namespace
 
 void FillMemory(std::byte* begin, std::byte value, size_t size) {
@@ -88,7 +94,7 @@ void* Memory::Allocate(MemoryKind kind, int device, size_t size) {
   if (mapping == MAP_FAILED) return nullptr;
   allocation.mapping = static_cast<std::byte*>(mapping);
   std::byte* const end = allocation.mapping + kPageBytes + usable;
-  if (mprotect(allocation.mapping + kPageBytes, usable, PROT_READ | PROT_WRITE) != 0) {
+  if (!Protect(allocation, true)) {
     munmap(mapping, allocation.mapping_bytes);
     return nullptr;
   }
@@ -99,6 +105,7 @@ void* Memory::Allocate(MemoryKind kind, int device, size_t size) {
               static_cast<size_t>(end - allocation.end()));
   const std::lock_guard lock(mutex_);
   live_[allocation.mapping] = allocation;
+  if (!IsAccessible(allocation)) Protect(allocation, false);
   if (kind == MemoryKind::kDevice) used_[device] += rounded;
   return allocation.begin;
 }
@@ -145,7 +152,27 @@ void Memory::CheckMargins() const {
   for (const auto& [mapping, allocation] : live_) CheckMargins(allocation);
 }
 
+bool Memory::IsAccessible(const Allocation& allocation) const {
+  return allocation.kind != MemoryKind::kDevice || !inaccessible_.contains(allocation.device);
+}
+
+void Memory::SetAccessible(int device, bool accessible) {
+  const std::lock_guard lock(mutex_);
+  if (accessible == !inaccessible_.contains(device)) return;
+  if (accessible) {
+    inaccessible_.erase(device);
+  } else {
+    inaccessible_.insert(device);
+  }
+  for (const auto& [mapping, allocation] : live_) {
+    if (allocation.kind == MemoryKind::kDevice && allocation.device == device) {
+      Protect(allocation, accessible);
+    }
+  }
+}
+
 void Memory::CheckMargins(const Allocation& allocation) const {
+  if (!IsAccessible(allocation)) Protect(allocation, true);
   const auto is_canary = [](std::byte byte) { return byte == kCanary; };
   const std::byte* const end = allocation.mapping + allocation.mapping_bytes - kPageBytes;
   if (!std::all_of(allocation.begin - kFrontBytes, allocation.begin, is_canary)) {
@@ -158,6 +185,7 @@ void Memory::CheckMargins(const Allocation& allocation) const {
     Violation("something was written %td bytes past the end of an allocation of %zu bytes at %p",
               changed - allocation.end(), allocation.size, static_cast<void*>(allocation.begin));
   }
+  if (!IsAccessible(allocation)) Protect(allocation, false);
 }
 
 size_t Memory::UsedBytes(int device) const {

@@ -9,6 +9,7 @@
 #include <map>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <string>
 
 namespace cuda_emulation {
@@ -46,6 +47,9 @@ class Memory {
   /// Violation if something was written beside an allocation.
   void CheckMargins() const;
 
+  /// Lets accesses to a device's memory through, or not: host code has no business there.
+  void SetAccessible(int device, bool accessible);
+
   /// Bytes that an allocation of `size` takes.
   static constexpr size_t TakenBytes(size_t size) {
     return (size + kAlignment - 1) / kAlignment * kAlignment;
@@ -62,12 +66,14 @@ class Memory {
 
  private:
   void CheckMargins(const Allocation& allocation) const;
+  bool IsAccessible(const Allocation& allocation) const;
 
   mutable std::mutex mutex_;
   std::map<const std::byte*, Allocation> live_;  // by the start of the mapping
   std::map<const std::byte*, Allocation> freed_;
   std::deque<const std::byte*> freed_order_;
   std::map<int, size_t> used_;  // by device
+  std::set<int> inaccessible_;  // devices
   std::atomic<uint64_t> generation_ = 1;
 };
 

@@ -75,6 +75,7 @@ struct Device {
   std::set<std::shared_ptr<CUstream_st>> streams;  // with the legacy one
   cudaError_t fault = cudaSuccess;                 // what everything fails with
   bool hung = false;
+  int num_running = 0;  // calls that carry out work
   cudaError_t refuse_launch = cudaSuccess;
   cudaError_t fail_kernel = cudaSuccess;
 };
@@ -142,6 +143,7 @@ class Runtime {
   Runtime();
   void AwaitLegacyLocked(const std::shared_ptr<CUstream_st>& stream);
   void PushLocked(CUstream_st& stream, Work work);
+  bool RunFrontLocked(Lock& lock, CUstream_st& stream);
 
   std::mutex mutex_;
   std::condition_variable progress_;

@@ -1,10 +1,12 @@
-// A request's tokens and logprobs are the same bits whatever happens around it.
+// A request's tokens and logprobs are the same bits whatever happens around it. On the device that
+// SHOAL_TEST_DEVICE names, by default the CPU; on another one with fewer calls and one rank.
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <array>
 #include <atomic>
+#include <cstdlib>
 #include <limits>
 #include <random>
 #include <string>
@@ -24,15 +26,22 @@ constexpr int32_t kMaxModelLen = 192;
 constexpr int32_t kMaxTokens = 64;
 constexpr int64_t kBytesPerToken = 3 * 2 * 2 * 16 * 2;  // layers, K and V, heads, head_dim, bytes
 
+std::string TestDevice() {
+  const char* device = std::getenv("SHOAL_TEST_DEVICE");
+  return device == nullptr ? "cpu" : device;
+}
+
+bool OnCpu() { return TestDevice() == "cpu"; }
+
+int NumCalls() {
+  if (!OnCpu()) return 24;  // an emulator is slow
 #if defined(__has_feature)
 #if __has_feature(thread_sanitizer) || __has_feature(address_sanitizer)
-constexpr int kNumCalls = 40;  // the sanitizers look for other faults, and are slow
-#else
-constexpr int kNumCalls = 160;
+  return 40;  // the sanitizers look for other faults, and are slow
 #endif
-#else
-constexpr int kNumCalls = 160;
 #endif
+  return 160;
+}
 
 /// What one call asks for: choices of one prompt, each with sampling of its own.
 struct CallSpec {
@@ -72,7 +81,7 @@ SamplingParams RandomSampling(std::mt19937& random) {
 /// Prompts of a few families that share prefixes; one choice, or some; any sampling.
 std::vector<CallSpec> MakeWorkload(uint32_t seed) {
   std::mt19937 random(seed);
-  std::vector<CallSpec> calls(static_cast<size_t>(kNumCalls));
+  std::vector<CallSpec> calls(static_cast<size_t>(NumCalls()));
   for (CallSpec& call : calls) {
     std::mt19937 family(random() % 5);
     const size_t length = 1 + random() % 100;
@@ -116,6 +125,7 @@ Seen Look(Request& request) {
 EngineConfig BaseConfig() {
   EngineConfig config;
   config.model_directory = SmallCheckpoint();
+  config.device = TestDevice();
   config.threads = 1;
   config.max_model_len = kMaxModelLen;
   config.max_num_seqs = 24;
@@ -224,13 +234,17 @@ std::vector<Variant> MakeVariants() {
     config.num_speculative_tokens = 4;
     config.prompt_lookup_min = 1;
   });
-  for (const int ranks : {2, 4, 8}) {
-    add(fmt::format("{} ranks", ranks),
-        [ranks](EngineConfig& config) { config.expert_parallel = ranks; });
+  if (OnCpu()) {
+    for (const int ranks : {2, 4, 8}) {
+      add(fmt::format("{} ranks", ranks),
+          [ranks](EngineConfig& config) { config.expert_parallel = ranks; });
+    }
+    add("2 threads", [](EngineConfig& config) { config.threads = 2; });
+  } else {
+    add("no graphs", [](EngineConfig& config) { config.enforce_eager = true; });
   }
-  add("2 threads", [](EngineConfig& config) { config.threads = 2; });
   std::mt19937 random(1);
-  for (int i = 0; i < 8; ++i) {
+  for (int i = 0; i < (OnCpu() ? 8 : 2); ++i) {
     add(fmt::format("mixed {}", i), [&random](EngineConfig& config) {
       config.max_num_batched_tokens = std::array{5, 7, 64, 512}[random() % 4];
       config.long_prefill_token_threshold = static_cast<int32_t>(random() % 30);
@@ -239,7 +253,7 @@ std::vector<Variant> MakeVariants() {
       config.async_scheduling = random() % 4 > 0;
       config.num_speculative_tokens = static_cast<int32_t>(random() % 2) * 3;
       config.prompt_lookup_min = 1;
-      config.expert_parallel = std::array{1, 2, 4, 8}[random() % 4];
+      if (OnCpu()) config.expert_parallel = std::array{1, 2, 4, 8}[random() % 4];
       config.num_redundant_experts =
           config.expert_parallel > 1 ? static_cast<int>(random() % 4) : 0;
       config.threads = 1 + static_cast<int>(random() % 2);
