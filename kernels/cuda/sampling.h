@@ -19,7 +19,7 @@ struct SampleArgs {
   const int32_t* masks = nullptr;
   SampledRow* out = nullptr;  // [num_rows]
   int64_t num_rows = 0;
-  int64_t vocab = 0;
+  int64_t vocab = 0;          // at most 2^22
   int64_t max_model_len = 0;  // columns of history
   void* workspace = nullptr;  // SampleWorkspaceBytes(), aligned to 256 bytes
 };

@@ -149,7 +149,9 @@ std::optional<Allocation> Memory::Find(const void* address, size_t size) const {
 
 void Memory::CheckMargins() const {
   const std::lock_guard lock(mutex_);
-  for (const auto& [mapping, allocation] : live_) CheckMargins(allocation);
+  for (const auto& [mapping, allocation] : live_) {
+    if (IsAccessible(allocation)) CheckMargins(allocation);
+  }
 }
 
 bool Memory::IsAccessible(const Allocation& allocation) const {

@@ -44,7 +44,7 @@ class Memory {
   /// The allocation that [address, address + size) lies in. An empty range lies where it begins.
   std::optional<Allocation> Find(const void* address, size_t size) const;
 
-  /// Violation if something was written beside an allocation.
+  /// Violation if something was written beside an allocation that is accessible.
   void CheckMargins() const;
 
   /// Lets accesses to a device's memory through, or not: host code has no business there.

@@ -5,8 +5,9 @@ Usage: mutations.py BUILD_DIR [--seeds N] [--jobs N] [--only TEXT] [--list]
 
 BUILD_DIR is a configured build with the target kernels_cuda_test, which is brought up to date first. Each mutation
 replaces text that must be there exactly once, compiles the sources that it concerns and links them with the rest of
-the test program. The tests of the mutation then run once for each seed, until one fails. Printed is by which test or
-report, and on how many seeds, the bug was found; a bug that is found on none makes this exit 1.
+the test program. The tests of the mutation then run once for each seed, until one fails. If some seeds miss the bug,
+the sources are compiled once more, so that every access is checked, and the tests run on one seed. Printed is on how
+many seeds the bug was found, what the checker said, and what found it; a bug that nothing finds makes this exit 1.
 """
 
 import argparse
@@ -27,16 +28,22 @@ TARGET = "kernels_cuda_test"
 # A mutation may make a kernel wait for ever, or hand out endless work.
 TIMEOUT_SECONDS = 60
 
+# What a kernel is compiled with so that each of its loads and stores is checked.
+CHECKED = "-fsanitize-coverage=func,trace-loads,trace-stores"
+
 # The tests that a mutation of a file must be found by, unless it names its own. In them, S is the seed as parity tests
 # have it in their names, and I as the others do.
-ATTENTION = "*/AttentionParity.*/S"
-GEMM = "*/GemmTest.Linear*/I:*/GemmTest.RowsDoNotMix/I:*/FfnTest.Experts*/I:*/FfnTest.OneToken*/I"
-PLAN = "*/GemmTest.Plan*/I"
-NORM = "*/NormTest.*/I"
-SELECTION = "*/SamplingTest.AgreesWithTheReference/I:*/SamplingTest.TopLogprobs*/I:*/SamplingParity.Greedy*/S"
+ATTENTION = ("*/AttentionTest.ResultsAre*/I:*/AttentionTest.EqualValues*/I:*/AttentionTest.LongContexts*/I:"
+             "*/AttentionTest.GraphsMayBeReplayed/I:*/AttentionTest.Neighbours*/I")
+GEMM = "*/GemmTest.*/I:*/FfnTest.Experts*/I:*/FfnTest.OneToken*/I"
+PLAN = "*/PlanTest.*/I"
+NORM = "*/NormTest.NormsRows*/I:*/NormTest.Combine*/I:*/NormTest.Tokens*/I:*/NormTest.Padding*/I"
+SELECTION = "*/SamplingTest.AgreesWith*/I:*/SamplingTest.TopLogprobs*/I:*/SamplingTest.RowsDepend*/I"
+EVERY_SAMPLING = "*/SamplingTest.*/I:*/SamplingParity.*/S"
 EDITS = "*/SamplingTest.Edited*/I:*/SamplingTest.LongHistories*/I"
 COPY = ("*/OpsParity.Embed*/S:*/OpsParity.Gather*/S:*/OpsParity.MapIds*/S:*/OpsParity.CopyBlocks*/S:"
         "*/OpsParity.ResolveTokens*/S")
+ROPE = "*/RopeTest.*/I:*/AttentionParity.WritesRotated*/S"
 RANDOM = "*/OpsParity.FillNormal*/S"
 
 
@@ -109,7 +116,7 @@ mutations(
 )
 mutations(
     "attention_tile.cuh", ATTENTION,
-    ("no swizzle", "(column / 8 ^ turn) * 8", "column / 8 * 8", "*/BankConflicts.Attention/I"),
+    ("no swizzle", "(column / 8 ^ turn) * 8", "column / 8 * 8", "*/AttentionTest.TilesInShared*/I"),
     ("the key after the last one is seen", "key > last_keys[j / 2]", "key > last_keys[j / 2] + 1"),
     ("the last key is not seen", "key > last_keys[j / 2]", "key >= last_keys[j / 2]"),
     ("the key after the last one is read", "position >= end", "position > end"),
@@ -131,7 +138,7 @@ mutations(
     ("the block's rows are read before they are there", "  __syncthreads();\n  return before > number;", "  return before > number;"),
     ("splits end one tile late", "tile > 0 && tile % kTilesPerSplit == 0", "tile > 1 && tile % kTilesPerSplit == 1"),
     ("the block's last key is left out", "queries.LastKey(attention, end_row - 1) + 1", "queries.LastKey(attention, end_row - 1)"),
-    ("a tile that needs a mask has none", "> lowest + 1) Mask", "> lowest + 2) Mask"),
+    ("a tile that needs a mask has none", "> lowest + 1) {", "> lowest + 2) {"),
     ("a tile of which one key is seen is left out", "tile * kTileKeys <= highest", "tile * kTileKeys < highest"),
     ("rows beyond the last are stored", "if (query_row >= queries.num_rows || ", "if ("),
 )
@@ -191,15 +198,13 @@ mutations(
     ("candidates are read before all are there", "SpanOf(first), sum);\n    });\n    __syncthreads();", "SpanOf(first), sum);\n    });"),
     ("the last token is read before it is found", "= candidate.exact;\n      }\n    }\n    __syncthreads();", "= candidate.exact;\n      }\n    }"),
     ("the place is read before it is found", "    __syncthreads();\n    return shared_.found;", "    return shared_.found;"),
-    ("no carry", "before + added < added ? 1 : 0", "0", "*/SamplingTest.*/I"),
+    ("no carry", "before + added < added ? 1 : 0", "0", EVERY_SAMPLING),
     ("the higher of two alike", "if (values[i] > highest)", "if (values[i] >= highest)"),
-    ("tokens beyond the vocabulary", "id >= row_.vocab || filter.Compare", "filter.Compare", "*/SamplingTest.*/I"),
-    ("more candidates than there is room for", "if (i < SelectionShared::kMaxCandidates) shared_", "shared_", "*/SamplingTest.*/I"),
+    ("tokens beyond the vocabulary", "id >= row_.vocab || filter_.Compare", "filter_.Compare", EVERY_SAMPLING),
+    ("more candidates than there is room for", "if (i < SelectionShared::kMaxCandidates) shared_", "shared_", EVERY_SAMPLING),
 )
 mutations(
     "sampling.cu", EDITS,
-    ("edits overwrite what is still read", "__syncthreads();  // nobody still reads shared.selection\n", ""),
-    ("the edited row is read before it is there", "shared.uses);\n    __syncthreads();", "shared.uses);"),
     ("the token is read before it is there", "  __syncthreads();\n  if (token >= 0 && row.top_logprobs", "  if (token >= 0 && row.top_logprobs",
      SELECTION),
 )
@@ -220,7 +225,7 @@ mutations(
     ("padding is resolved", "t >= args.num_tokens || args.slots[t] < 0", "t >= args.num_tokens"),
 )
 mutations(
-    "rope.cu", ATTENTION,
+    "rope.cu", ROPE,
     ("padding is written", "if (slot < 0) return;\n", ""),
     ("the last query head is written as a key", "if (head < attention.num_heads) return;", "if (head + 1 < attention.num_heads) return;"),
     ("values of the last item", "item < num_rotations + num_values", "item + 1 < num_rotations + num_values"),
@@ -237,14 +242,17 @@ class Build:
     def __init__(self, directory):
         self.directory = directory.resolve()
         subprocess.run(["ninja", "-C", str(self.directory), TARGET], check=True, stdout=subprocess.DEVNULL)
-        self.link = self._ninja("-t", "commands", TARGET).splitlines()[-1]
-        database = json.loads(self._ninja("-t", "compdb"))
-        self.compile = {}
-        for entry in database:
+        link = self._ninja("-t", "commands", TARGET).splitlines()[-1]
+        self.link = shlex.split(link.split("&&")[1] if "&&" in link else link)
+        self.program = self.directory / self.link[self.link.index("-o") + 1]
+        self.ccache = shutil.which("ccache")
+        self.entries = {}  # of compilations of kernels, by the name of the source
+        self.includes = {}  # what each of them includes
+        for entry in json.loads(self._ninja("-t", "compdb")):
             source = pathlib.Path(entry["file"])
             if source.suffix == ".cu" and source.parent == KERNELS and "cuda_emulated.dir" in entry["output"]:
-                self.compile[source.name] = entry
-        self.ccache = shutil.which("ccache")
+                self.entries[source.name] = entry
+                self.includes[source.name] = self._ninja("-t", "deps", entry["output"]).split()
 
     def _ninja(self, *arguments):
         return subprocess.run(["ninja", "-C", str(self.directory), "--quiet", *arguments], check=True,
@@ -252,62 +260,53 @@ class Build:
 
     def sources_using(self, file):
         """The .cu files that are, or include, a file of kernels/cuda."""
-        if file in self.compile:
-            return [file]
-        path = str(KERNELS / file)
-        return sorted(name for name, entry in self.compile.items()
-                      if path in self._ninja("-t", "deps", entry["output"]).split())
+        return sorted(name for name, included in self.includes.items()
+                      if name == file or str(KERNELS / file) in included)
 
-    def compile_source(self, name, mutant):
+    def compile_source(self, name, mutant, flags):
         """The object file of a source, with what `mutant` holds in place of its headers and itself."""
-        entry = self.compile[name]
-        command = shlex.split(entry["command"])
         own = mutant / "kernels/cuda" / name
         output = mutant / f"{name}.o"
-        words = []
-        skip = False
-        for word in command:
-            if skip:
-                skip = False
-            elif word in ("-MT", "-MF", "-o", "-c"):
-                skip = True
-            elif word != "-MD" and not word.endswith("ccache"):
+        words, skip = [], False
+        for word in shlex.split(self.entries[name]["command"]):
+            if not skip and word not in ("-MT", "-MF", "-o", "-c", "-MD") and not word.endswith("ccache"):
                 words.append(word)
-        words[1:1] = [f"-I{mutant}"]
+            skip = word in ("-MT", "-MF", "-o", "-c")
+        # A mutant may leave something unused.
+        words[1:1] = ["-w", *flags, f"-I{mutant}"]
         words += ["-o", str(output), "-c", str(own if own.exists() else KERNELS / name)]
-        if self.ccache:
-            words.insert(0, self.ccache)
-        return run_compiler(words, self.directory) or output
+        run_tool(words if self.ccache is None else [self.ccache, *words], self.directory)
+        return output
 
     def link_program(self, objects, output):
         """The test program, with `objects` in place of members of libraries: what comes first counts."""
-        command = self.link.split("&&")[1] if "&&" in self.link else self.link
-        words = shlex.split(command)
+        words = list(self.link)
         at = words.index("-o")
         words[at + 1] = str(output)
         words[at:at] = [str(path) for path in objects]
-        return run_compiler(words, self.directory)
+        run_tool(words, self.directory)
 
 
-def run_compiler(words, directory):
-    """None, or what is wrong."""
+class NoMutant(Exception):
+    """A mutation that cannot be made."""
+
+
+def run_tool(words, directory):
     result = subprocess.run(words, cwd=directory, capture_output=True, text=True)
-    if result.returncode == 0:
-        return None
-    errors = re.findall(r"error: .*", result.stderr)
-    return errors[0] if errors else result.stderr[-300:]
+    if result.returncode != 0:
+        errors = re.findall(r"error: .*", result.stderr)
+        raise NoMutant(errors[0] if errors else result.stderr[-300:])
 
 
 def write(path, text):
-    """Writes a file unless it is so already, which keeps what compilers remember of it."""
+    """Writes a file unless it is so already: compilers' caches look at its time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists() or path.read_text() != text:
         path.write_text(text)
 
 
 def tests_of_seed(tests, seed):
-    filters = [re.sub(r"/I$", f"/{seed - 1}", re.sub(r"/S$", f"/Seed{seed}", each)) for each in tests.split(":")]
-    return ":".join(filters)
+    return ":".join(re.sub(r"/I$", f"/{seed - 1}", re.sub(r"/S$", f"/Seed{seed}", each)) for each in tests.split(":"))
 
 
 def run_tests(program, tests, seed):
@@ -322,7 +321,7 @@ def run_tests(program, tests, seed):
         return None
     violation = re.search(r"CUDA emulation: (.*?)(?:; kernel .*)?$", result.stderr, re.MULTILINE)
     if violation:
-        return re.sub(r"0x[0-9a-f]+|\d+", "N", violation.group(1))[:70]
+        return re.sub(r"0x[0-9a-f]+|\d+", "N", violation.group(1))[:60]
     failed = re.search(r"\[  FAILED  \] (?:\w+/)?(\w+\.\w+)", result.stdout)
     return failed.group(1) if failed else f"exit code {result.returncode}"
 
@@ -332,56 +331,68 @@ class Finding:
     mutation: Mutation
     seeds: int = 0  # on which it was found
     by: str = ""
+    checked: str = ""  # what the checker of accesses said, if it was asked
     trouble: str = ""  # no mutant came of it
 
     @property
     def found(self):
-        return not self.trouble and self.seeds > 0
+        return not self.trouble and (self.seeds > 0 or self.checked != "")
 
 
-def examine(build, mutation, number, num_seeds):
-    finding = Finding(mutation)
+def make_mutant(build, mutation, directory, flags):
+    """The test program with a mutation."""
     text = (KERNELS / mutation.file).read_text()
     count = text.count(mutation.old)
     if count != 1:
-        finding.trouble = f"its text is in {mutation.file} {count} times"
-        return finding
-    mutant = build.directory / "mutations" / f"{number:02}"
-    shutil.rmtree(mutant / "kernels", ignore_errors=True) if not (mutant / "kernels/cuda" / mutation.file).exists() \
-        else None
-    write(mutant / "kernels/cuda" / mutation.file, text.replace(mutation.old, mutation.new))
-    objects = []
-    for source in build.sources_using(mutation.file):
-        made = build.compile_source(source, mutant)
-        if isinstance(made, str):
-            finding.trouble = f"{source} does not compile: {made}"
-            return finding
-        objects.append(made)
-    program = mutant / TARGET
-    trouble = build.link_program(objects, program)
-    if trouble:
-        finding.trouble = f"does not link: {trouble}"
-        return finding
-    reasons = [reason for seed in range(1, num_seeds + 1) if (reason := run_tests(program, mutation.tests, seed))]
-    finding.seeds = len(reasons)
-    if reasons:
-        finding.by = max(sorted(set(reasons)), key=reasons.count)
-    program.unlink()
+        raise NoMutant(f"its text is in {mutation.file} {count} times")
+    for other in directory.glob("kernels/cuda/*"):
+        if other.name != mutation.file:
+            other.unlink()
+    write(directory / "kernels/cuda" / mutation.file, text.replace(mutation.old, mutation.new))
+    program = directory / TARGET
+    sources = build.sources_using(mutation.file)
+    build.link_program([build.compile_source(source, directory, flags) for source in sources], program)
+    return program
+
+
+def examine(build, number, mutation, num_seeds):
+    finding = Finding(mutation)
+    directory = build.directory / "mutations" / f"{number:03}"
+    try:
+        program = make_mutant(build, mutation, directory, [])
+        reasons = [run_tests(program, mutation.tests, seed) for seed in range(1, num_seeds + 1)]
+        reasons = sorted(reason for reason in reasons if reason)
+        finding.seeds = len(reasons)
+        finding.by = max(reasons, key=reasons.count, default="")
+        if finding.seeds < num_seeds:
+            program = make_mutant(build, mutation, directory, [CHECKED])
+            finding.checked = run_tests(program, mutation.tests, 1) or ""
+        program.unlink()
+    except NoMutant as trouble:
+        finding.trouble = str(trouble)
     return finding
 
 
 def check_tests(build, chosen):
-    """Every test that a mutation names is there, and passes without it."""
-    program = build.directory / "tests/cuda_emulation" / TARGET
+    """Exits unless every test that a mutation names is there, and passes without it."""
     for tests in sorted({mutation.tests for mutation in chosen}):
         for each in tests_of_seed(tests, 1).split(":"):
-            listed = subprocess.run([str(program), "--gtest_list_tests", f"--gtest_filter={each}"], check=True,
+            listed = subprocess.run([str(build.program), "--gtest_list_tests", f"--gtest_filter={each}"], check=True,
                                     capture_output=True, text=True, cwd=ROOT).stdout
             if not re.search(r"^  \S", listed, re.MULTILINE):
                 sys.exit(f"mutations.py: there is no test {each}")
-        reason = run_tests(program, tests, 1)
+        reason = run_tests(build.program, tests, 1)
         if reason:
             sys.exit(f"mutations.py: without any mutation, {tests} fails: {reason}")
+
+
+def print_finding(finding, num_seeds):
+    seeds = "-" if finding.trouble else f"{finding.seeds}/{num_seeds}"
+    what = finding.trouble or finding.by
+    if finding.checked:
+        what += f"{'; ' if what else ''}checked: {finding.checked}"
+    mark = "" if finding.found else "  <- NO MUTANT" if finding.trouble else "  <- NOT FOUND"
+    print(f"{finding.mutation.file:20} {finding.mutation.name:54} {seeds:>6}  {what}{mark}", flush=True)
 
 
 def main():
@@ -401,17 +412,14 @@ def main():
     start = time.monotonic()
     build = Build(arguments.build)
     check_tests(build, [mutation for _, mutation in chosen])
+    findings = []
     with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
-        findings = list(pool.map(lambda each: examine(build, each[1], each[0], arguments.seeds), chosen))
-    print(f"{'file':24} {'mutation':52} {'seeds':>7}  found by")
-    for finding in findings:
-        mutation = finding.mutation
-        seeds = "-" if finding.trouble else f"{finding.seeds}/{arguments.seeds}"
-        mark = "" if finding.found else "  <- NOT FOUND" if not finding.trouble else "  <- NO MUTANT"
-        print(f"{mutation.file:24} {mutation.name:52} {seeds:>7}  {finding.trouble or finding.by}{mark}")
-    missed = [finding for finding in findings if not finding.found]
-    print(f"{len(findings) - len(missed)} of {len(findings)} found, {time.monotonic() - start:.0f} s")
-    return 1 if missed else 0
+        for finding in pool.map(lambda each: examine(build, *each, arguments.seeds), chosen):
+            print_finding(finding, arguments.seeds)
+            findings.append(finding)
+    num_found = sum(finding.found for finding in findings)
+    print(f"{num_found} of {len(findings)} found, {time.monotonic() - start:.0f} s")
+    return 0 if num_found == len(findings) else 1
 
 
 if __name__ == "__main__":

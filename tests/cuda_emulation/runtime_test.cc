@@ -87,7 +87,7 @@ TEST_F(RuntimeTest, QueriesDoNotWait) {
     polls.insert(count);
   }
   EXPECT_TRUE(polls.contains(0));
-  EXPECT_GT(polls.size(), 2u);
+  EXPECT_GT(polls.size(), 1u);
   EXPECT_EQ(Read(), 5 * kSeeds);
 }
 

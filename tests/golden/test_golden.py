@@ -90,6 +90,8 @@ def settled_greedy(logits, dtype):
 @pytest.mark.parametrize("device, dtype", (("cpu", "float32"), ("cpu", "bfloat16"), ("cuda", "bfloat16")))
 @each_variant
 def test_logits_equal_the_references(variant, device, dtype, checkpoint_of, golden_logits, measure):
+    if device == "cuda" and variant.name == "odd-sizes":
+        pytest.skip("head_dim must be a multiple of 16 on this device")
     directory = checkpoint_of(variant)
     reference = reference_of(directory, dtype)
     token_ids = prompt(120, reference.config["vocab_size"])

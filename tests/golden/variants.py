@@ -14,8 +14,8 @@ BASE = {
     "intermediate_size": 224,
     "moe_intermediate_size": 48,
     "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 6,
     "n_routed_experts": 16,
     "n_shared_experts": 2,
     "num_experts_per_tok": 4,
@@ -73,8 +73,8 @@ VARIANTS = [
     Variant("rope-dynamic", {"rope_scaling": {"type": "dynamic", "factor": 4.0},
                              "max_position_embeddings": 64}),
     Variant(
-        "odd-sizes",  # no dimension divides a vector register; experts and top-k are odd
-        {"hidden_size": 72, "intermediate_size": 88, "moe_intermediate_size": 40,
+        "odd-sizes",  # no dimension divides a vector register, for the CPU; experts and top-k are odd
+        {"hidden_size": 84, "intermediate_size": 88, "moe_intermediate_size": 40,
          "n_routed_experts": 5, "num_experts_per_tok": 3, "n_shared_experts": 1},
     ),
     Variant("all-experts", {"n_routed_experts": 4, "num_experts_per_tok": 4}),
