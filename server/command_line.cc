@@ -100,8 +100,10 @@ void AddBatchOptions(CLI::App& app, EngineConfig& engine) {
   app.add_option("--max-num-seqs", engine.max_num_seqs,
                  "Sequences that run at once; default: 64, on a GPU 256")
       ->check(Integer(1, 4096));
-  app.add_flag("--async-scheduling,!--no-async-scheduling", engine.async_scheduling,
-               "Schedule a step while the one before it runs; default: on a GPU");
+  app.add_flag_function(
+      "--async-scheduling,!--no-async-scheduling",
+      [&engine](int64_t count) { engine.async_scheduling = count > 0; },
+      "Schedule a step while the one before it runs; default: on a GPU");
 }
 
 /// Options that say whose turn it is: of `serve`.

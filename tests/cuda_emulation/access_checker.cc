@@ -25,13 +25,10 @@ const char* Doing(Access access) {
                                     : "changes atomically";
 }
 
-bool Contains(const std::vector<uint64_t>& blocks, uint64_t block) {
-  return block / 64 < blocks.size() && (blocks[block / 64] >> block % 64 & 1) != 0;
-}
-
-void Add(const std::vector<uint64_t>& from, std::vector<uint64_t>& to) {
-  if (to.size() < from.size()) to.resize(from.size());
-  for (size_t i = 0; i < from.size(); ++i) to[i] |= from[i];
+/// Whether barrier `a` comes after `b`, of which there are few between.
+bool IsLater(uint64_t a, uint64_t b) {
+  constexpr uint64_t kEpochs = 1 << 12;
+  return a != b && (a - b) % kEpochs < kEpochs / 2;
 }
 
 }  // namespace
@@ -89,7 +86,13 @@ bool AccessChecker::Matters(Stamp stamp, bool is_shared) const {
 
 /// Whether the access of a stamp that matters, without the others', comes before now.
 bool AccessChecker::IsOrdered(Stamp earlier, Stamp now) const {
-  if (earlier.run != now.run) return Contains(heard_of_, (earlier.run - first_run_) & kRunMask);
+  if (earlier.run != now.run) {
+    const uint64_t block = (earlier.run - first_run_) & kRunMask;
+    if (block >= heard_of_.size() || !heard_of_[block].any) return false;
+    const Known& known = heard_of_[block];
+    return IsLater(known.epoch, earlier.epoch) ||
+           (known.epoch == earlier.epoch && known.thread == earlier.thread);
+  }
   if (earlier.epoch != now.epoch || earlier.thread == now.thread) return true;
   return earlier.thread / kWarpSize == now.thread / kWarpSize && earlier.sync != now.sync;
 }
@@ -195,20 +198,30 @@ const AccessChecker::Page& AccessChecker::FindPage(Access access, uintptr_t addr
   return page;
 }
 
+void AccessChecker::Merge(const KnownBlocks& from, KnownBlocks& to) {
+  if (to.size() < from.size()) to.resize(from.size());
+  for (size_t i = 0; i < from.size(); ++i) {
+    if (from[i].any && (!to[i].any || IsLater(from[i].epoch, to[i].epoch))) to[i] = from[i];
+  }
+}
+
 /// Whoever comes to the address next hears of this block's writes and of what it has heard of.
 void AccessChecker::NoteAtomic(const void* address) {
-  Blocks& known = known_[address];
-  Add(known, will_hear_);
+  KnownBlocks& known = known_[address];
+  Merge(known, will_hear_);
   if (has_unfenced_writes_) return;
   const uint64_t block = run_ - first_run_;
-  if (known.size() <= block / 64) known.resize(block / 64 + 1);
-  known[block / 64] |= uint64_t{1} << block % 64;
-  Add(heard_of_, known);
+  if (known.size() <= block) known.resize(block + 1);
+  const Stamp now = Now();
+  known[block] = {.any = true,
+                  .epoch = static_cast<uint16_t>(now.epoch),
+                  .thread = static_cast<uint16_t>(now.thread)};
+  Merge(heard_of_, known);
 }
 
 void AccessChecker::NoteFence() {
   has_unfenced_writes_ = false;
-  Add(will_hear_, heard_of_);
+  Merge(will_hear_, heard_of_);
 }
 
 void AccessChecker::NoteCopy(const void* shared, const void* global) {

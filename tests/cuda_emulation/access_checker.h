@@ -69,7 +69,13 @@ class AccessChecker {
     uintptr_t end = 0;
     Cell* cells = nullptr;
   };
-  using Blocks = std::vector<uint64_t>;  // a bit for each block of the launch
+  /// Until when a block's writes are known: all before that barrier, and those of the thread.
+  struct Known {
+    bool any = false;
+    uint16_t epoch = 0;
+    uint16_t thread = 0;
+  };
+  using KnownBlocks = std::vector<Known>;  // by the number of the block in the launch
 
   /// An access and the cells that it touches.
   struct Touch {
@@ -82,6 +88,7 @@ class AccessChecker {
 
   Stamp Now() const;
   bool Matters(Stamp stamp, bool is_shared) const;
+  static void Merge(const KnownBlocks& from, KnownBlocks& to);
   bool IsOrdered(Stamp earlier, Stamp now) const;
   bool AreReadsOrdered(Stamp reads, Stamp now) const;
   void NoteCells(const Touch& touch);
@@ -101,14 +108,14 @@ class AccessChecker {
   // Of the launch.
   uint64_t first_run_ = 0;
   uint64_t num_blocks_ = 0;
-  std::unordered_map<const void*, Blocks> known_;  // by the address of atomic operations
+  std::unordered_map<const void*, KnownBlocks> known_;  // by the address of atomic operations
 
   // Of the block.
   uint64_t run_ = 0;
   uint64_t epoch_ = 0;
   bool has_unfenced_writes_ = false;
-  Blocks heard_of_;   // blocks whose writes come before what this one does
-  Blocks will_hear_;  // the same after the next fence
+  KnownBlocks heard_of_;   // writes that come before what this block does
+  KnownBlocks will_hear_;  // the same after the next fence
 };
 
 /// Of the block that the calling thread is just carrying out; null if it is not checked.

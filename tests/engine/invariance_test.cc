@@ -34,7 +34,7 @@ std::string TestDevice() {
 bool OnCpu() { return TestDevice() == "cpu"; }
 
 int NumCalls() {
-  if (!OnCpu()) return 10;  // an emulator is slow
+  if (!OnCpu()) return 16;  // an emulator is slow
 #if defined(__has_feature)
 #if __has_feature(thread_sanitizer) || __has_feature(address_sanitizer)
   return 40;  // the sanitizers look for other faults, and are slow
