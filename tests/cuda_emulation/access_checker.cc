@@ -185,7 +185,8 @@ const AccessChecker::Page& AccessChecker::FindPage(Access access, uintptr_t addr
   const std::optional<Allocation> found = Memory::Get().Find(pointer, size);
   if (!found || pointer == found->end()) {
     const std::string where = Memory::Get().Describe(pointer);
-    if (!where.empty()) Violation("%s %zu bytes: %s", Doing(access), size, where.c_str());
+    const char* reach = Memory::Get().Find(pointer, 1) ? ", beyond its end" : "";
+    if (!where.empty()) Violation("%s %zu bytes: %s%s", Doing(access), size, where.c_str(), reach);
     page = {.number = number};
     return page;
   }
