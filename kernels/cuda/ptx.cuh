@@ -13,9 +13,10 @@ namespace shoal::cuda {
 extern __shared__ __align__(128) unsigned char dynamic_shared_memory[];
 
 /// The block's dynamic shared memory, whose size the launch gave, as a T. Kernels have no other
-/// shared memory. Aligned to 128 bytes, not initialised.
+/// shared memory. Aligned to 128 bytes, not initialised. Leaves its size in the PTX, as a comment.
 template <typename T>
 __device__ __forceinline__ T& SharedMemory() {
+  asm volatile("// shared memory: %0 bytes" ::"n"(sizeof(T)));
   return *reinterpret_cast<T*>(dynamic_shared_memory);
 }
 

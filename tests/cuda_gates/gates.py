@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Holds what ptxas said of every kernel against the table in budgets.json.
+"""Holds what nvcc and ptxas said of every kernel against the table in budgets.json.
 
 Usage: gates.py BUILD [--write]. BUILD is a build directory with a CUDA backend. For each kernel and compute capability: no
 stack, no spills, no more registers than its budget, and none of the warnings that mean serialised tensor instructions. For
-each source: the instructions that it was written for are in its PTX. --write raises or lowers the register budgets to what
-was found (rounded up to a multiple of 8), adds new kernels and drops those that are gone; look at the difference before
-you keep it.
+each kernel: no more shared memory than its budget. For each source: the instructions that it was written for are in its
+PTX. --write raises or lowers the budgets to what was found (registers rounded up to a multiple of 8), adds new kernels and
+drops those that are gone; look at the difference before you keep it.
 """
 
 import argparse
@@ -24,6 +24,9 @@ FORBIDDEN = re.compile(r"\bC75(08|1[0-9])\b")
 ENTRY = re.compile(r"Compiling entry function '(\w+)' for 'sm_(\w+)'")
 FRAME = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 USED = re.compile(r"Used (\d+) registers")
+# In PTX: a kernel, and the size of its dynamic shared memory (SharedMemory() in kernels/cuda/ptx.cuh).
+PTX_ENTRY = re.compile(r"\.entry (\w+)\(")
+PTX_SHARED = re.compile(r"// shared memory: (\d+) bytes")
 
 
 def demangle(names):
@@ -60,48 +63,56 @@ def read_log(path):
     return kernels, forbidden
 
 
-def ptx_of(nvcc, compiler, source):
-    command = [nvcc, f"-ccbin={compiler}", "-std=c++20", "--expt-relaxed-constexpr", "-O3", f"-I{ROOT}", "-arch=compute_90a", "-ptx", str(source),
-               "-o", "-"]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
-
-
 def cached(build, name):
     """A value of the build's CMake cache."""
     match = re.search(rf"^{name}:\w+=(.*)$", (build / "CMakeCache.txt").read_text(), re.MULTILINE)
     return match.group(1) if match else None
 
 
-def check_instructions(table, build, violations):
-    nvcc, compiler = cached(build, "NVCC"), cached(build, "CMAKE_CXX_COMPILER")
-    for source in sorted((ROOT / "kernels/cuda").glob("*.cu")):
-        wanted = table["instructions"].get(source.stem, [])
-        ptx = ptx_of(nvcc, compiler, source) if wanted else ""
-        for instruction in wanted:
-            if instruction not in ptx:
-                violations.append(f"{source.name}: no {instruction} in its PTX")
+def ptx_of(build, source):
+    command = [cached(build, "NVCC"), f"-ccbin={cached(build, 'CMAKE_CXX_COMPILER')}", "-std=c++20",
+               "--expt-relaxed-constexpr", "-O3", f"-I{ROOT}", "-arch=compute_90a", "-ptx", str(source), "-o", "-"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-def check_kernels(found, table, violations):
-    for name, architecture, use in found:
-        where = f"{name}, sm_{architecture}"
-        budget = table["registers"].get(name)
-        if use.get("stack") or use.get("stores") or use.get("loads"):
+def shared_memory(ptx):
+    """{mangled kernel: bytes of dynamic shared memory}"""
+    _, *parts = PTX_ENTRY.split(ptx)
+    return {name: max(map(int, PTX_SHARED.findall(body)), default=0) for name, body in zip(parts[::2], parts[1::2])}
+
+
+def check_instructions(source, ptx, table, violations):
+    for instruction in table["instructions"].get(source.stem, []):
+        if instruction not in ptx:
+            violations.append(f"{source.name}: no {instruction} in its PTX")
+
+
+def check_kernels(entries, names, budgets, violations):
+    """Whatever differs between compute capabilities."""
+    for mangled, architecture, use in entries:
+        where = f"{names[mangled]}, sm_{architecture}"
+        budget = budgets.get(names[mangled])
+        if use["stack"] or use["stores"] or use["loads"]:
             violations.append(f"{where}: {use['stack']} bytes of stack, {use['stores']} spilled, {use['loads']} loaded")
-        if budget is None:
-            violations.append(f"{where}: not in {TABLE.name}")
-        elif use["registers"] > budget:
-            violations.append(f"{where}: {use['registers']} registers, at most {budget}")
-    for name in sorted(set(table["registers"]) - {name for name, _, _ in found}):
+        if budget and use["registers"] > budget["registers"]:
+            violations.append(f"{where}: {use['registers']} registers, at most {budget['registers']}")
+
+
+def check_table(found, budgets, violations):
+    for name, use in found.items():
+        if name not in budgets:
+            violations.append(f"{name}: not in {TABLE.name}")
+        elif use["shared_bytes"] > budgets[name]["shared_bytes"]:
+            violations.append(f"{name}: {use['shared_bytes']} bytes of shared memory, at most {budgets[name]['shared_bytes']}")
+    for name in sorted(set(budgets) - set(found)):
         violations.append(f"{name}: in {TABLE.name}, but there is no such kernel")
 
 
-def most_registers(found):
-    """{kernel: the most registers on any architecture}"""
-    most = {}
-    for name, _, use in found:
-        most[name] = max(most.get(name, 0), use["registers"])
-    return dict(sorted(most.items()))
+def text_of(table):
+    """The table as JSON, with one line for each kernel or source."""
+    parts = [f'  "{part}": {{\n' + ",\n".join(f"    {json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items()) + "\n  }"
+             for part, rows in table.items()]
+    return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 def main():
@@ -114,24 +125,31 @@ def main():
         print("gates: this build has no CUDA backend")
         return 1
     table = json.loads(TABLE.read_text())
-    entries, violations = [], []
+    entries, shared, violations = [], {}, []
     for log in logs:
         kernels, forbidden = read_log(log)
         entries += kernels
         violations += [f"{log.stem}.cu: {line}" for line in forbidden]
+    for source in sorted((ROOT / "kernels/cuda").glob("*.cu")):
+        ptx = ptx_of(arguments.build, source)
+        shared |= shared_memory(ptx)
+        check_instructions(source, ptx, table, violations)
     names = demangle({mangled for mangled, _, _ in entries})
-    found = [(names[mangled], architecture, use) for mangled, architecture, use in entries]
+    found = {names[mangled]: {"registers": max(use["registers"] for name, _, use in entries if name == mangled),
+                              "shared_bytes": shared.get(mangled, 0)}
+             for mangled in sorted(names, key=names.get)}
     if arguments.write:
-        table["registers"] = {name: math.ceil(used / 8) * 8 for name, used in most_registers(found).items()}
-        TABLE.write_text(json.dumps(table, indent=2) + "\n")
-    check_kernels(found, table, violations)
-    check_instructions(table, arguments.build, violations)
-    print(f"{'kernel':60} {'registers':>9} {'budget':>6}")
-    for name, used in most_registers(found).items():
-        print(f"{name:60} {used:9} {table['registers'].get(name, 0):6}")
+        table["kernels"] = {name: use | {"registers": math.ceil(use["registers"] / 8) * 8} for name, use in found.items()}
+        TABLE.write_text(text_of(table))
+    check_kernels(entries, names, table["kernels"], violations)
+    check_table(found, table["kernels"], violations)
+    print(f"{'kernel':40} {'registers':>9} {'budget':>6} {'shared memory':>13} {'budget':>6}")
+    for name, use in found.items():
+        budget = table["kernels"].get(name, {"registers": 0, "shared_bytes": 0})
+        print(f"{name:40} {use['registers']:9} {budget['registers']:6} {use['shared_bytes']:13} {budget['shared_bytes']:6}")
     for violation in violations:
         print(violation)
-    architectures = {architecture for _, architecture, _ in found}
+    architectures = {architecture for _, architecture, _ in entries}
     print(f"gates: {len(names)} kernels, {len(architectures)} compute capabilities, {len(violations)} violations")
     return 1 if violations else 0
 
