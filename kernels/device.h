@@ -67,8 +67,9 @@ class Device {
   /// Enqueues a copy of `device.size_bytes()` bytes. `host` has them after a Wait() for it.
   virtual void CopyToHost(const Tensor& device, void* host) = 0;
 
-  /// Calls `enqueue`, which calls ops only, and records them instead of running them. Null: this
-  /// device gains nothing by that; call `enqueue` for each run. INTERNAL if it cannot be recorded.
+  /// Calls `enqueue`, which calls ops only, and records them instead of running them. They must
+  /// have run before: a first run may load kernels and take working memory. Null: this device gains
+  /// nothing by that; call `enqueue` for each run. INTERNAL if it cannot be recorded.
   virtual absl::StatusOr<std::unique_ptr<Graph>> Record(const std::function<void()>& enqueue) = 0;
 
   /// Enqueues what `graph` recorded. It outlives the run.

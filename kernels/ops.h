@@ -60,6 +60,18 @@ struct LocalExperts {
   int first_expert = 0;
 };
 
+/// Sizes of a model, by their names in config.json; 0 where a model has none of it.
+struct ModelSizes {
+  DType dtype = DType::kFloat32;  // of weights, activations and KV cache
+  int64_t vocab_size = 0;         // tokens to choose among
+  int64_t hidden_size = 0;
+  int64_t head_dim = 0;
+  int64_t intermediate_size = 0;      // width of a dense layer
+  int64_t moe_intermediate_size = 0;  // width of one expert
+  int64_t n_routed_experts = 0;
+  int64_t num_routes = 0;  // num_experts_per_tok + n_shared_experts
+};
+
 /// All that Ops::Sample reads beside the logits. Device tensors.
 struct SamplingInputs {
   Tensor rows;     // [num_rows * sizeof(SamplingRow)] bytes
@@ -77,6 +89,10 @@ struct SamplingInputs {
 class Ops {
  public:
   virtual ~Ops() = default;
+
+  /// OK if a model of such sizes can be computed. INVALID_ARGUMENT names the first that is not as
+  /// it must be, its value and what is expected.
+  virtual absl::Status CheckModel(const ModelSizes& sizes) const = 0;
 
   /// out[t] = table[token_ids[t]], or zeros for a negative id. token_ids [num_tokens] int32; out
   /// [num_tokens, hidden_size].

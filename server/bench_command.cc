@@ -19,7 +19,8 @@ namespace {
 constexpr int kWarmUpTokens = 4;
 
 struct Memory {
-  std::string device;           // BackendFactory::description()
+  std::string device;  // BackendFactory::description()
+  bool is_cpu = true;
   double bytes_per_second = 0;  // read and written, both counted
 };
 
@@ -64,7 +65,9 @@ absl::StatusOr<Memory> MeasureMemory(const EngineConfig& config) {
     all_seconds += seconds;
   }
   const double bytes = kCopiesPerRound * 2.0 * static_cast<double>(half * kBlockBytes);
-  return Memory{.device = factory.description(), .bytes_per_second = bytes / best_seconds};
+  return Memory{.device = factory.description(),
+                .is_cpu = factory.is_cpu(),
+                .bytes_per_second = bytes / best_seconds};
 }
 
 /// The requests of the benchmark, and how many of them have ended.
@@ -166,16 +169,18 @@ class Requests {
   std::atomic<int64_t> num_ended_ = 0;
 };
 
-/// What a step computes in.
-DType ComputeType(const EngineConfig& config, const ModelConfig& model) {
+/// What a step computes in; a GPU in bfloat16 alone.
+DType ComputeType(const EngineConfig& config, const ModelConfig& model, bool is_cpu) {
   const bool is_float32 =
-      config.dtype == "float32" || (config.dtype == "auto" && model.torch_dtype == DType::kFloat32);
+      is_cpu && (config.dtype == "float32" ||
+                 (config.dtype == "auto" && model.torch_dtype == DType::kFloat32));
   return is_float32 ? DType::kFloat32 : DType::kBFloat16;
 }
 
 nlohmann::ordered_json ToJson(const BenchConfig& config, const BenchMetrics& metrics) {
+  const std::string& directory = config.engine.model_directory;
   nlohmann::ordered_json json = {
-      {"model", config.engine.model_directory},
+      {"model_id", directory.empty() ? "tiny" : directory},
       {"num_prompts", config.num_prompts},
       {"input_len", config.input_len},
       {"output_len", config.output_len},
@@ -194,6 +199,7 @@ nlohmann::ordered_json ToJson(const BenchConfig& config, const BenchMetrics& met
   const auto add = [&](const std::string& name, const Distribution& values) {
     json["mean_" + name] = values.mean;
     json["median_" + name] = values.median;
+    json["std_" + name] = values.std;
     json["p99_" + name] = values.p99;
   };
   add("ttft_ms", metrics.ttft_ms);
@@ -212,13 +218,26 @@ void Print(const nlohmann::ordered_json& json) {
   }
 }
 
-absl::Status WriteJson(const nlohmann::ordered_json& json, const std::string& path) {
+absl::Status WriteFile(const std::string& text, const std::string& path, std::ios::openmode mode) {
   if (path.empty()) return absl::OkStatus();
-  std::ofstream file(path);
-  file << json.dump(2) << "\n";
+  std::ofstream file(path, mode);
+  file << text;
   file.close();
   if (file) return absl::OkStatus();
   return absl::InternalError(fmt::format("{}: cannot be written", path));
+}
+
+/// What can be known before minutes of loading.
+absl::Status CheckBeforeLoading(const BenchConfig& config) {
+  RETURN_IF_ERROR(WriteFile("", config.output_json, std::ios::app));
+  ASSIGN_OR_RETURN(const ModelConfig model, ReadModelConfig(config.engine.model_directory));
+  const int64_t max_model_len =
+      config.engine.max_model_len > 0 ? config.engine.max_model_len : model.max_position_embeddings;
+  if (int64_t{config.input_len} + config.output_len <= max_model_len) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      fmt::format("--input-len {} and --output-len {} are together more than the {} tokens that a "
+                  "sequence may have",
+                  config.input_len, config.output_len, max_model_len));
 }
 
 }  // namespace
@@ -227,6 +246,7 @@ absl::Status RunBench(const BenchConfig& given) {
   BenchConfig config = given;
   EngineConfig& engine_config = config.engine;
   ASSIGN_OR_RETURN(const auto default_model, ProvideDefaultModel(engine_config));
+  RETURN_IF_ERROR(CheckBeforeLoading(config));
   engine_config.max_num_queued_requests =
       std::max(engine_config.max_num_queued_requests, config.num_prompts);
   engine_config.max_num_queued_tokens =
@@ -247,15 +267,16 @@ absl::Status RunBench(const BenchConfig& given) {
   RETURN_IF_ERROR(requests->Run(*engine));
 
   const std::vector<RequestTrace> traces = requests->Traces();
-  nlohmann::ordered_json json = ToJson(config, BenchMetrics::Of(traces));
-  const DecodeSteps steps = DecodeSteps::Of(traces, model, ComputeType(engine_config, model));
+  nlohmann::ordered_json json = ToJson(given, BenchMetrics::Of(traces));
+  const DecodeSteps steps =
+      DecodeSteps::Of(traces, model, ComputeType(engine_config, model, memory.is_cpu));
   const std::optional<double> fraction = steps.FractionOfRoofline(memory.bytes_per_second);
   json["device"] = memory.device;
   json["memory_bytes_per_second"] = memory.bytes_per_second;
   json["decode_steps"] = steps.count;
   json["fraction_of_roofline"] = fraction ? nlohmann::ordered_json(*fraction) : nullptr;
   Print(json);
-  RETURN_IF_ERROR(WriteJson(json, config.output_json));
+  RETURN_IF_ERROR(WriteFile(json.dump(2) + "\n", config.output_json, std::ios::trunc));
   return requests->status();
 }
 

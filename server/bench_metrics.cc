@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <map>
 #include <numeric>
 
@@ -33,9 +34,14 @@ struct StepTokens {
 Distribution Distribution::Of(std::vector<double> values) {
   if (values.empty()) return {};
   std::ranges::sort(values);
-  const double sum = std::reduce(values.begin(), values.end());
-  return {.mean = sum / static_cast<double>(values.size()),
+  const auto count = static_cast<double>(values.size());
+  const double mean = std::reduce(values.begin(), values.end()) / count;
+  const double squares =
+      std::transform_reduce(values.begin(), values.end(), 0.0, std::plus<>(),
+                            [mean](double value) { return (value - mean) * (value - mean); });
+  return {.mean = mean,
           .median = Percentile(values, 50),
+          .std = std::sqrt(squares / count),
           .p99 = Percentile(values, 99)};
 }
 

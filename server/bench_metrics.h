@@ -21,10 +21,12 @@ struct RequestTrace {
   bool completed = false;
 };
 
-/// Mean, median and 99th percentile (linear between ranks, as NumPy has it); 0 of no values.
+/// Mean, median, standard deviation and 99th percentile (linear between ranks), as NumPy has them;
+/// 0 of no values.
 struct Distribution {
   double mean = 0;
   double median = 0;
+  double std = 0;
   double p99 = 0;
 
   static Distribution Of(std::vector<double> values);
@@ -58,7 +60,8 @@ struct DecodeSteps {
   static DecodeSteps Of(std::span<const RequestTrace> traces, const ModelConfig& model,
                         DType dtype);
 
-  /// How much of the time reading the bytes takes at best; none without such steps.
+  /// How much of the time reading the bytes takes at best; none without such steps. Above 1 if a
+  /// model is so small that it stays in the caches, which are faster than the memory.
   std::optional<double> FractionOfRoofline(double bytes_per_second) const;
 };
 

@@ -42,6 +42,24 @@ int64_t BytesForBlocks(const ModelRunnerConfig& config, int64_t free_bytes) {
 
 }  // namespace
 
+absl::Status ModelRunner::CheckModel(const ModelRunnerConfig& config, const Ops& ops) {
+  const ModelConfig& model = config.model;
+  ModelSizes sizes = {.dtype = config.dtype,
+                      .vocab_size = Vocab(config),
+                      .hidden_size = model.hidden_size,
+                      .head_dim = model.head_dim()};
+  for (int layer = 0; layer < model.num_hidden_layers; ++layer) {
+    if (model.is_moe_layer(layer)) {
+      sizes.moe_intermediate_size = model.moe_intermediate_size;
+      sizes.n_routed_experts = model.n_routed_experts;
+      sizes.num_routes = model.num_routes();
+    } else {
+      sizes.intermediate_size = model.intermediate_size;
+    }
+  }
+  return ops.CheckModel(sizes);
+}
+
 absl::StatusOr<MemoryPlan> ModelRunner::PlanMemory(const ModelRunnerConfig& config,
                                                    const ExpertPlacement& placement, int rank,
                                                    int64_t free_bytes) {

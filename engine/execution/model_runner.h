@@ -42,6 +42,10 @@ struct StepInFlight {
 /// memory is allocated at the start. Thread: worker.
 class ModelRunner {
  public:
+  /// OK if `ops` can compute the model. INVALID_ARGUMENT names the field of config.json that they
+  /// do not take.
+  static absl::Status CheckModel(const ModelRunnerConfig& config, const Ops& ops);
+
   /// What the device's memory will be for, at least: known before anything is loaded.
   /// RESOURCE_EXHAUSTED, with what is needed and what there is, if it does not fit `free_bytes`.
   static absl::StatusOr<MemoryPlan> PlanMemory(const ModelRunnerConfig& config,

@@ -34,6 +34,7 @@ absl::StatusOr<Loaded> Load(const WorkerConfig& config, const ExpertPlacement& p
   const int rank = communicator == nullptr ? 0 : communicator->rank();
   ASSIGN_OR_RETURN(backend, config.make_backend(rank, std::move(communicator)));
   const ModelRunnerConfig& runner = config.runner;
+  RETURN_IF_ERROR(ModelRunner::CheckModel(runner, *backend.ops));
   const int64_t free_bytes = backend.device->FreeBytes();
   RETURN_IF_ERROR(ModelRunner::PlanMemory(runner, placement, rank, free_bytes).status());
   ASSIGN_OR_RETURN(ModelWeights weights, LoadWeights(config, placement, backend, progress));

@@ -8,7 +8,7 @@ namespace shoal {
 namespace {
 
 constexpr const char* kFile = "libshoal_cuda.so";
-constexpr const char* kSymbol = "shoal_cuda_module";
+constexpr const char* kSymbol = "kShoalCudaModule";
 
 absl::StatusOr<const cuda::Module*> Load() {
   void* const library = dlopen(kFile, RTLD_NOW | RTLD_LOCAL);

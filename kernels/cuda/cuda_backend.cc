@@ -29,10 +29,24 @@ absl::Status CheckOptions(const CudaBackendOptions& options) {
   return absl::OkStatus();
 }
 
+/// Share of the device's memory that is left for kernels and graphs, however much others have
+/// taken.
+constexpr double kLeftShare = 0.02;
+
 absl::Status Unavailable(int ordinal, const char* call, cudaError_t error) {
   cudaGetLastError();  // also the runtime's memory of it
   return absl::UnavailableError(fmt::format("CUDA device {} cannot be used: {} in {}", ordinal,
                                             cudaGetErrorName(error), call));
+}
+
+/// Runs a kernel: a device for which the module has no code says so here, not once the weights are
+/// loaded.
+absl::Status TryKernel(CudaStream& stream, DeviceMemory& memory, Ops& ops) {
+  ASSIGN_OR_RETURN(void* const data,
+                   memory.Allocate(sizeof(float), Contents::kAny, "a first kernel"));
+  ops.FillNormal(Tensor(data, DType::kFloat32, {1}), /*seed=*/0, /*stddev=*/1);
+  memory.Free(data);
+  return stream.status();
 }
 
 /// "13.0" for 13000.
@@ -97,17 +111,18 @@ absl::StatusOr<Backend> MakeCudaBackend(const CudaBackendOptions& options,
   if (const cudaError_t error = cudaMemGetInfo(&free_bytes, &total_bytes); error != cudaSuccess) {
     return Unavailable(options.ordinal, "cudaMemGetInfo", error);
   }
-  const auto share =
-      static_cast<int64_t>(options.memory_utilization * static_cast<double>(total_bytes));
-  const int64_t limit_bytes = std::min(share, static_cast<int64_t>(free_bytes));
+  const auto free = static_cast<double>(free_bytes), total = static_cast<double>(total_bytes);
+  const double limit_bytes =
+      std::clamp(free - kLeftShare * total, 0.0, options.memory_utilization * total);
   ASSIGN_OR_RETURN(std::shared_ptr<CudaStream> stream,
                    CudaStream::Create(options.ordinal, options.step_timeout));
-  const auto memory = std::make_shared<DeviceMemory>(stream, limit_bytes);
+  const auto memory = std::make_shared<DeviceMemory>(stream, static_cast<int64_t>(limit_bytes));
   ASSIGN_OR_RETURN(std::unique_ptr<CudaDevice> device, CudaDevice::Create(stream, memory));
+  auto ops = std::make_unique<CudaOps>(stream, memory);
+  RETURN_IF_ERROR(TryKernel(*stream, *memory, *ops));
   if (communicator == nullptr) communicator = std::make_unique<SingleRank>();
-  return Backend{.device = std::move(device),
-                 .ops = std::make_unique<CudaOps>(stream, memory),
-                 .communicator = std::move(communicator)};
+  return Backend{
+      .device = std::move(device), .ops = std::move(ops), .communicator = std::move(communicator)};
 }
 
 }  // namespace shoal::cuda

@@ -11,7 +11,8 @@ namespace shoal::cuda {
 struct CudaBackendOptions {
   int ordinal = 0;                  // of the device, as the CUDA runtime counts them
   double memory_utilization = 0.9;  // share of the device's memory that tensors and the ops'
-                                    // working memory may take; the rest is for kernels and graphs
+                                    // working memory may take, if as much is free; the rest is for
+                                    // kernels and graphs
   // What runs longer than this has failed.
   std::chrono::milliseconds step_timeout = std::chrono::minutes(1);
 };

@@ -2,12 +2,13 @@
 
 #include <utility>
 
+#include "kernels/cuda/plan.h"
+
 namespace shoal::cuda {
 namespace {
 
 /// Rows are read 16 bytes at a time, and gate and up are interleaved by so many.
 constexpr int64_t kElementsOfRow = 8;
-constexpr int64_t kMaxExperts = 512;  // of one FfnWeights
 
 class CudaGraph final : public Graph {
  public:

@@ -14,10 +14,25 @@ namespace {
 
 // What the kernels are written for.
 constexpr int64_t kRowMultiple = 8;
+constexpr int64_t kMaxHiddenSize = 16384;
 constexpr int kHeadDimMultiple = 16;
 constexpr int kMaxHeadDim = 256;
 constexpr int64_t kMaxRouterExperts = 256;
+constexpr int64_t kMaxRoutes = 32;
+constexpr int64_t kMaxVocab = int64_t{1} << 22;
 constexpr int64_t kBlockBytesMultiple = 16;
+
+absl::Status CheckMultiple(const char* field, int64_t value, int64_t divisor) {
+  if (value % divisor == 0) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      fmt::format("{} is {}, expected a multiple of {} on a CUDA device", field, value, divisor));
+}
+
+absl::Status CheckAtMost(const char* field, int64_t value, int64_t most) {
+  if (value <= most) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      fmt::format("{} is {}, expected at most {} on a CUDA device", field, value, most));
+}
 
 /// CHECKs dtype and shape; -1 stands for any size.
 void CheckShape(const char* name, const Tensor& tensor, DType dtype,
@@ -47,6 +62,8 @@ void CheckWeight(const char* name, const Tensor& x, DType dtype, int64_t in_feat
 
 void CheckNorm(const Tensor& residual, const Norm& norm, const Tensor& out) {
   CheckRows("residual", residual);
+  SHOAL_CHECK(residual.shape[1] <= kMaxHiddenSize, "hidden size {}, at most {}", residual.shape[1],
+              kMaxHiddenSize);
   CheckShape("norm", norm.weight, residual.dtype, {residual.shape[1]});
   CheckShape("out", out, residual.dtype, {residual.shape[0], residual.shape[1]});
 }
@@ -83,6 +100,7 @@ void CheckAttention(const Tensor& qkv, const AttentionMeta& meta, const Attentio
 void CheckSampling(const Tensor& logits, const SamplingInputs& inputs, const Tensor& out) {
   CheckShape("logits", logits, DType::kFloat32, {-1, -1});
   const int64_t num_rows = logits.shape[0], vocab = logits.shape[1];
+  SHOAL_CHECK(vocab <= kMaxVocab, "{} tokens to choose among, at most {}", vocab, kMaxVocab);
   CheckShape("rows", inputs.rows, DType::kByte, {num_rows * int64_t{sizeof(SamplingRow)}});
   CheckShape("history", inputs.history, DType::kInt32, {-1, -1});
   if (!inputs.biases.empty()) CheckShape("biases", inputs.biases, DType::kByte, {-1});
@@ -127,6 +145,25 @@ CudaOps::CudaOps(std::shared_ptr<CudaStream> stream, const std::shared_ptr<Devic
     : stream_(std::move(stream)),
       workspace_(stream_, memory, Contents::kAny),
       attention_counters_(stream_, memory, Contents::kZeros) {}
+
+absl::Status CudaOps::CheckModel(const ModelSizes& sizes) const {
+  if (sizes.dtype != DType::kBFloat16) {
+    return absl::InvalidArgumentError(
+        fmt::format("dtype is {}, expected bfloat16 on a CUDA device", Name(sizes.dtype)));
+  }
+  constexpr const char* kHeadDim = "hidden_size / num_attention_heads";
+  RETURN_IF_ERROR(CheckMultiple(kHeadDim, sizes.head_dim, kHeadDimMultiple));
+  RETURN_IF_ERROR(CheckAtMost(kHeadDim, sizes.head_dim, kMaxHeadDim));
+  RETURN_IF_ERROR(CheckMultiple("hidden_size", sizes.hidden_size, kRowMultiple));
+  RETURN_IF_ERROR(CheckAtMost("hidden_size", sizes.hidden_size, kMaxHiddenSize));
+  RETURN_IF_ERROR(CheckMultiple("intermediate_size", sizes.intermediate_size, kRowMultiple));
+  RETURN_IF_ERROR(
+      CheckMultiple("moe_intermediate_size", sizes.moe_intermediate_size, kRowMultiple));
+  RETURN_IF_ERROR(CheckAtMost("n_routed_experts", sizes.n_routed_experts, kMaxRouterExperts));
+  RETURN_IF_ERROR(
+      CheckAtMost("num_experts_per_tok + n_shared_experts", sizes.num_routes, kMaxRoutes));
+  return CheckAtMost("vocab_size", sizes.vocab_size, kMaxVocab);
+}
 
 /// Calls `launch` unless the stream has failed; it fails if that did not enqueue.
 template <typename Launch>
@@ -176,10 +213,10 @@ void CudaOps::AddRmsNormRoute(const Tensor& delta, const Tensor& residual, const
   CheckWeight("router", out, router.weight.dtype, router.weight.in_features);
   const int64_t num_tokens = out.shape[0], num_experts = router.weight.out_features;
   const int64_t num_routes = CheckRouting(routing, num_tokens);
-  SHOAL_CHECK(num_experts <= kMaxRouterExperts && router.num_shared < num_routes &&
-                  num_routes <= num_experts + router.num_shared,
-              "{} routes to {} experts (of at most {}) and {} shared ones", num_routes, num_experts,
-              kMaxRouterExperts, router.num_shared);
+  SHOAL_CHECK(num_experts <= kMaxRouterExperts && num_routes <= kMaxRoutes &&
+                  router.num_shared < num_routes && num_routes <= num_experts + router.num_shared,
+              "{} routes (at most {}) to {} experts (at most {}) and {} shared ones", num_routes,
+              kMaxRoutes, num_experts, kMaxRouterExperts, router.num_shared);
   if (num_tokens == 0) return;
   const RouterArgs args = {.weight = static_cast<const BFloat16*>(router.weight.data),
                            .num_experts = static_cast<int>(num_experts),

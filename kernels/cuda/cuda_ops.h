@@ -9,16 +9,16 @@
 
 namespace shoal::cuda {
 
-/// Checks shapes and calls the kernels. Activations are bfloat16; hidden sizes and widths are
-/// multiples of 8, head_dim is a multiple of 16 and at most 256. An op that fails makes the stream
-/// fail, which a wait then says. Working memory is one piece for all ops, since they run one after
-/// the other; it grows at the first sight of a larger shape, so that shape must have been seen
-/// before it is recorded.
+/// Checks shapes and calls the kernels, which CheckModel() knows the limits of. An op that fails
+/// makes the stream fail, which a wait then says. Working memory is one piece for all ops, since
+/// they run one after the other; it grows at the first sight of a larger shape, so that shape must
+/// have been seen before it is recorded.
 class CudaOps final : public Ops {
  public:
   /// Working memory is taken from `memory`.
   CudaOps(std::shared_ptr<CudaStream> stream, const std::shared_ptr<DeviceMemory>& memory);
 
+  absl::Status CheckModel(const ModelSizes& sizes) const override;
   void Embed(const Tensor& token_ids, const Weight& table, const Tensor& out) override;
   void AddRmsNorm(const Tensor& delta, const Tensor& residual, const Norm& norm,
                   const Tensor& out) override;

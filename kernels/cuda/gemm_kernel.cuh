@@ -354,13 +354,20 @@ struct StoreProduct {
 struct StoreSwiGlu {
   static __device__ __forceinline__ void Store(const GemmArgs& args, float (&sums)[4],
                                                int first_output, int out_row) {
-    float low = sums[0] / (1.0f + __expf(-sums[0])) * sums[2];
-    float high = sums[1] / (1.0f + __expf(-sums[1])) * sums[3];
+    float low = SwiGlu(sums[0], sums[2]);
+    float high = SwiGlu(sums[1], sums[3]);
     PairOutputs(low, high);
     if (out_row < 0 || first_output >= args.num_outputs) return;
     const int feature = first_output / 2 + static_cast<int>(threadIdx.x) % 32 / 8 * 2;
     auto* const out = static_cast<BFloat16*>(args.out) + RowOffset(out_row, args.num_outputs / 2);
     *reinterpret_cast<uint32_t*>(out + feature) = PackBFloat16(low, high);
+  }
+
+ private:
+  // An exact division is a third of the instructions of a large tile's store. The approximate one
+  // is 0 for divisors above 2^126, of gates below -87: their quotients are no larger than 1e-36.
+  static __device__ __forceinline__ float SwiGlu(float gate, float up) {
+    return __fdividef(gate, 1.0f + __expf(-gate)) * up;
   }
 };
 

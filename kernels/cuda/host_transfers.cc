@@ -15,6 +15,7 @@ absl::StatusOr<std::unique_ptr<HostTransfers>> HostTransfers::Create(
   void* pinned = nullptr;
   const cudaError_t error = cudaHostAlloc(&pinned, kBytes, cudaHostAllocDefault);
   if (error == cudaErrorMemoryAllocation) {
+    cudaGetLastError();  // no failure of the device: the next call shall not find it
     return absl::ResourceExhaustedError(
         fmt::format("the system refused {} bytes of pinned memory", kBytes));
   }

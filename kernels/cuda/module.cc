@@ -3,8 +3,8 @@
 extern "C" {
 
 /// See shoal::cuda::Module.
-__attribute__((visibility("default"))) extern const shoal::cuda::Module shoal_cuda_module;
-const shoal::cuda::Module shoal_cuda_module = {.build_id = SHOAL_BUILD_ID,
-                                               .count_devices = shoal::cuda::CountDevices,
-                                               .make_backend = shoal::cuda::MakeCudaBackend};
+__attribute__((visibility("default"))) extern const shoal::cuda::Module kShoalCudaModule;
+const shoal::cuda::Module kShoalCudaModule = {.build_id = SHOAL_BUILD_ID,
+                                              .count_devices = shoal::cuda::CountDevices,
+                                              .make_backend = shoal::cuda::MakeCudaBackend};
 }

@@ -8,7 +8,7 @@
 
 namespace shoal::cuda {
 
-/// What the module exports under the name `shoal_cuda_module`. Program and module come from one
+/// What the module exports under the name `kShoalCudaModule`. Program and module come from one
 /// build: `build_id` is the same in both, or they must not be used together.
 struct Module {
   const char* build_id = nullptr;

@@ -10,7 +10,7 @@
 namespace shoal::cuda {
 
 /// residual [num_tokens, hidden_size] is updated, then out = RMSNorm of it. hidden_size is a
-/// multiple of 8.
+/// multiple of 8, at most 16384.
 struct NormArgs {
   BFloat16* residual = nullptr;      // [num_tokens, hidden_size]
   const BFloat16* weight = nullptr;  // [hidden_size]
@@ -20,7 +20,7 @@ struct NormArgs {
   int64_t hidden_size = 0;
 };
 
-/// Ops::Routing. num_real_tokens [1], or null: all are.
+/// Ops::Routing. num_routes is at most 32. num_real_tokens [1], or null: all are.
 struct RoutingArgs {
   int32_t* expert_ids = nullptr;  // [num_tokens, num_routes]
   float* weights = nullptr;       // [num_tokens, num_routes]

@@ -25,6 +25,9 @@ class RoutingProbe final : public Ops {
     return std::move(routes_);
   }
 
+  absl::Status CheckModel(const ModelSizes& sizes) const override {
+    return ops_->CheckModel(sizes);
+  }
   void Embed(const Tensor& token_ids, const Weight& table, const Tensor& out) override {
     ops_->Embed(token_ids, table, out);
   }

@@ -2,6 +2,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <iterator>
 #include <utility>
 
 #include "tests/cuda_emulation/runtime.h"
@@ -49,7 +50,8 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* pGraph) {
   if (capture->invalid) return Result(cudaErrorStreamCaptureInvalidated);
   if (!capture->unjoined.empty()) return Result(cudaErrorStreamCaptureUnjoined);
   auto graph = std::make_unique<CUgraph_st>();
-  graph->nodes = std::move(capture->nodes);
+  graph->nodes.assign(std::make_move_iterator(capture->nodes.begin()),
+                      std::make_move_iterator(capture->nodes.end()));
   *pGraph = graph.get();
   runtime.graphs[*pGraph] = std::move(graph);
   return cudaSuccess;
@@ -75,7 +77,8 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t* pGraphExec, cudaGraph_t graph,
   if (found == runtime.graphs.end()) return Result(cudaErrorInvalidResourceHandle);
   auto executable = std::make_unique<CUgraphExec_st>();
   executable->device = current_device;
-  executable->nodes = found->second->nodes;
+  const auto& nodes = found->second->nodes;
+  executable->nodes.assign(nodes.begin(), nodes.end());
   *pGraphExec = executable.get();
   runtime.executables[*pGraphExec] = std::move(executable);
   return cudaSuccess;

@@ -84,6 +84,9 @@ Memory& Memory::Get() {
   return *kMemory;
 }
 
+// From the first allocation on, for host code may go wrong before any kernel runs.
+Memory::Memory() { InstallSignalHandler(); }
+
 void* Memory::Allocate(MemoryKind kind, int device, size_t size) {
   const size_t rounded = RoundUp(size, kAlignment);
   const size_t usable = RoundUp(rounded + kFrontBytes, kPageBytes);

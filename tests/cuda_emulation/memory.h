@@ -65,6 +65,7 @@ class Memory {
   uint64_t generation() const { return generation_.load(std::memory_order_relaxed); }
 
  private:
+  Memory();
   void CheckMargins(const Allocation& allocation) const;
   bool IsAccessible(const Allocation& allocation) const;
 

@@ -31,15 +31,16 @@ class Mutation:
     old: str
     new: str
     tests: str
+    checked: bool = False  # whatever the schedule, results stay right: it takes a check of each access
 
 
 MUTATIONS = []
 
 
-def mutations(file, tests, *rows):
+def mutations(file, tests, *rows, checked=False):
     """Adds one mutation for each (name, old, new) or (name, old, new, tests)."""
     for name, old, new, *own in rows:
-        MUTATIONS.append(Mutation(name, file, old, new, *(own or (tests,))))
+        MUTATIONS.append(Mutation(name, file, old, new, *(own or (tests,)), checked=checked))
 
 
 mutations(

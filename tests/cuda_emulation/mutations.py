@@ -1,23 +1,28 @@
 #!/usr/bin/env python3
 """Plants one bug at a time in the CUDA kernels and fails if the tests under the emulator do not find it.
 
-Usage: mutations.py BUILD_DIR [--seeds N] [--jobs N] [--only TEXT] [--list]
+Usage: mutations.py BUILD_DIR [--seeds N] [--every-seed] [--jobs N] [--only TEXT] [--list]
 
 BUILD_DIR is a configured build with the target kernels_cuda_test, which is brought up to date first. Each mutation
-replaces text that must be there exactly once, compiles the sources that it concerns and links them with the rest of
-the test program. The tests of the mutation then run once for each seed, until one fails. If some seeds miss the bug,
-the sources are compiled once more, so that every access is checked, and the tests run on one seed. Printed is on how
-many seeds the bug was found, what the checker said, and what found it; a bug that nothing finds makes this exit 1.
+replaces text that must be there exactly once; the sources that it concerns are compiled and linked with the rest of
+the test program. The tests that the mutation names then run seed by seed until they fail. For mutations that the table
+marks as such, the kernels are compiled so that each load and store is checked, because on no schedule do their results
+change. Before that, the same tests must pass on the first seed with no mutation, in both kinds of program.
+
+Printed is a line for each mutation: the first seed that finds it - with --every-seed, how many do - and what the
+failure was. Exits 1 if a mutation is found on no seed, or cannot be made.
 """
 
 import argparse
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import pathlib
 import re
 import shlex
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -25,11 +30,11 @@ import time
 from mutation_table import KERNELS, MUTATIONS, ROOT, Mutation
 
 TARGET = "kernels_cuda_test"
-# A mutation may make a kernel wait for ever, or hand out endless work.
-TIMEOUT_SECONDS = 60
+# A mutation may make a kernel wait for ever, or hand out endless work. Tests of one seed take less than two seconds.
+TIMEOUT_SECONDS = 30
 
 # What a kernel is compiled with so that each of its loads and stores is checked.
-CHECKED = "-fsanitize-coverage=func,trace-loads,trace-stores"
+CHECKED = ["-fsanitize-coverage=func,trace-loads,trace-stores"]
 
 
 class Build:
@@ -94,13 +99,6 @@ def run_tool(words, directory):
         raise NoMutant(errors[0] if errors else result.stderr[-300:])
 
 
-def write(path, text):
-    """Writes a file unless it is so already: compilers' caches look at its time."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists() or path.read_text() != text:
-        path.write_text(text)
-
-
 def tests_of_seed(tests, seed):
     return ":".join(re.sub(r"/I$", f"/{seed - 1}", re.sub(r"/S$", f"/Seed{seed}", each)) for each in tests.split(":"))
 
@@ -125,45 +123,61 @@ def run_tests(program, tests, seed):
 @dataclasses.dataclass
 class Finding:
     mutation: Mutation
-    seeds: int = 0  # on which it was found
-    by: str = ""
-    checked: str = ""  # what the checker of accesses said, if it was asked
+    seeds: list[int] = dataclasses.field(default_factory=list)  # on which it was found
+    reasons: list[str] = dataclasses.field(default_factory=list)  # on each of them
     trouble: str = ""  # no mutant came of it
 
-    @property
-    def found(self):
-        return not self.trouble and (self.seeds > 0 or self.checked != "")
+    def describe(self, num_seeds, every_seed):
+        """The line of the table."""
+        if self.trouble:
+            seeds, what = "-", f"{self.trouble}  <- NO MUTANT"
+        elif not self.seeds:
+            seeds, what = "-", "<- NOT FOUND"
+        else:
+            seeds = f"{len(self.seeds)}/{num_seeds}" if every_seed else str(self.seeds[0])
+            what = max(self.reasons, key=self.reasons.count) + ("  (checked)" if self.mutation.checked else "")
+        return f"{self.mutation.file:20} {self.mutation.name:54} {seeds:>5}  {what}"
 
 
-def make_mutant(build, mutation, directory, flags):
-    """The test program with a mutation."""
+@contextlib.contextmanager
+def program_with(build, file, text, checked, name):
+    """The test program with `text` in place of a file of kernels/cuda, in a directory of that name for as long."""
+    # The same name each time, for the compiler's cache.
+    directory = build.directory / "mutations" / re.sub(r"\W+", "_", f"{file} {name}")
+    shutil.rmtree(directory, ignore_errors=True)
+    mutant = directory / "kernels/cuda" / file
+    mutant.parent.mkdir(parents=True)
+    mutant.write_text(text)
+    flags = CHECKED if checked else []
+    program = directory / TARGET
+    try:
+        objects = [build.compile_source(source, directory, flags) for source in build.sources_using(file)]
+        build.link_program(objects, program)
+        yield program
+    finally:
+        shutil.rmtree(directory)
+
+
+def mutated(mutation):
+    """The text of the file with the bug."""
     text = (KERNELS / mutation.file).read_text()
     count = text.count(mutation.old)
     if count != 1:
         raise NoMutant(f"its text is in {mutation.file} {count} times")
-    for other in directory.glob("kernels/cuda/*"):
-        if other.name != mutation.file:
-            other.unlink()
-    write(directory / "kernels/cuda" / mutation.file, text.replace(mutation.old, mutation.new))
-    program = directory / TARGET
-    sources = build.sources_using(mutation.file)
-    build.link_program([build.compile_source(source, directory, flags) for source in sources], program)
-    return program
+    return text.replace(mutation.old, mutation.new)
 
 
-def examine(build, number, mutation, num_seeds):
+def examine(build, mutation, num_seeds, every_seed):
     finding = Finding(mutation)
-    directory = build.directory / "mutations" / f"{number:03}"
     try:
-        program = make_mutant(build, mutation, directory, [])
-        reasons = [run_tests(program, mutation.tests, seed) for seed in range(1, num_seeds + 1)]
-        reasons = sorted(reason for reason in reasons if reason)
-        finding.seeds = len(reasons)
-        finding.by = max(reasons, key=reasons.count, default="")
-        if finding.seeds < num_seeds:
-            program = make_mutant(build, mutation, directory, [CHECKED])
-            finding.checked = run_tests(program, mutation.tests, 1) or ""
-        program.unlink()
+        with program_with(build, mutation.file, mutated(mutation), mutation.checked, mutation.name) as program:
+            for seed in range(1, num_seeds + 1):
+                reason = run_tests(program, mutation.tests, seed)
+                if reason:
+                    finding.seeds.append(seed)
+                    finding.reasons.append(reason)
+                    if not every_seed:
+                        break
     except NoMutant as trouble:
         finding.trouble = str(trouble)
     return finding
@@ -177,45 +191,55 @@ def check_tests(build, chosen):
                                     capture_output=True, text=True, cwd=ROOT).stdout
             if not re.search(r"^  \S", listed, re.MULTILINE):
                 sys.exit(f"mutations.py: there is no test {each}")
-        reason = run_tests(build.program, tests, 1)
-        if reason:
-            sys.exit(f"mutations.py: without any mutation, {tests} fails: {reason}")
+        check_passes(build.program, tests, "without any mutation")
+    for file, tests in sorted({(mutation.file, mutation.tests) for mutation in chosen if mutation.checked}):
+        with program_with(build, file, (KERNELS / file).read_text(), True, "unchanged") as program:
+            check_passes(program, tests, f"without any mutation, but each access in {file} checked")
 
 
-def print_finding(finding, num_seeds):
-    seeds = "-" if finding.trouble else f"{finding.seeds}/{num_seeds}"
-    what = finding.trouble or finding.by
-    if finding.checked:
-        what += f"{'; ' if what else ''}checked: {finding.checked}"
-    mark = "" if finding.found else "  <- NO MUTANT" if finding.trouble else "  <- NOT FOUND"
-    print(f"{finding.mutation.file:20} {finding.mutation.name:54} {seeds:>6}  {what}{mark}", flush=True)
+def check_passes(program, tests, circumstance):
+    reason = run_tests(program, tests, 1)
+    if reason:
+        sys.exit(f"mutations.py: {circumstance}, {tests} fails: {reason}")
+
+
+def summary(findings, num_seeds, every_seed, seconds):
+    """How many were found, and on which seeds."""
+    found = [finding for finding in findings if finding.seeds]
+    text = f"{len(found)} of {len(findings)} planted bugs found within {num_seeds} seeds"
+    if found and every_seed:
+        text += f", on {statistics.median(len(finding.seeds) for finding in found):.0f} of them in median"
+    elif found:
+        first = sum(finding.seeds[0] == 1 for finding in found)
+        text += f", {first} on the first, the last on seed {max(finding.seeds[0] for finding in found)}"
+    checked = sum(finding.mutation.checked for finding in found)
+    return f"{text}; {checked} by checking each access; {seconds:.0f} s"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("build", type=pathlib.Path)
     parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--every-seed", action="store_true", help="count the seeds that find a mutation")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--only", default="", help="mutations whose file or name has this text")
     parser.add_argument("--list", action="store_true")
     arguments = parser.parse_args()
-    chosen = [(number, mutation) for number, mutation in enumerate(MUTATIONS)
-              if arguments.only in f"{mutation.file}: {mutation.name}"]
+    chosen = [mutation for mutation in MUTATIONS if arguments.only in f"{mutation.file}: {mutation.name}"]
     if arguments.list:
-        for _, mutation in chosen:
+        for mutation in chosen:
             print(f"{mutation.file}: {mutation.name}")
         return 0
     start = time.monotonic()
     build = Build(arguments.build)
-    check_tests(build, [mutation for _, mutation in chosen])
+    check_tests(build, chosen)
     findings = []
     with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
-        for finding in pool.map(lambda each: examine(build, *each, arguments.seeds), chosen):
-            print_finding(finding, arguments.seeds)
+        for finding in pool.map(lambda each: examine(build, each, arguments.seeds, arguments.every_seed), chosen):
+            print(finding.describe(arguments.seeds, arguments.every_seed), flush=True)
             findings.append(finding)
-    num_found = sum(finding.found for finding in findings)
-    print(f"{num_found} of {len(findings)} found, {time.monotonic() - start:.0f} s")
-    return 0 if num_found == len(findings) else 1
+    print(summary(findings, arguments.seeds, arguments.every_seed, time.monotonic() - start))
+    return 0 if all(finding.seeds for finding in findings) else 1
 
 
 if __name__ == "__main__":

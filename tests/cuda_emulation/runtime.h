@@ -59,8 +59,8 @@ struct CUgraphNode_st {
 };
 
 struct CUgraph_st {
-  std::vector<cuda_emulation::Work> nodes;
-  std::deque<CUgraphNode_st> handles;  // of the first nodes, for who asked for them
+  std::deque<cuda_emulation::Work> nodes;  // stay where they are, for their parameters do
+  std::deque<CUgraphNode_st> handles;      // of the first nodes, for who asked for them
 };
 
 struct CUgraphExec_st {

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "engine/model/roofline.h"
 
 namespace shoal {
@@ -26,8 +28,10 @@ TEST(Distribution, InterpolatesBetweenRanks) {
   const Distribution values = Distribution::Of({4, 1, 3, 2});
   EXPECT_DOUBLE_EQ(values.mean, 2.5);
   EXPECT_DOUBLE_EQ(values.median, 2.5);
+  EXPECT_DOUBLE_EQ(values.std, std::sqrt(1.25));
   EXPECT_DOUBLE_EQ(values.p99, 3.97);
   EXPECT_DOUBLE_EQ(Distribution::Of({7}).p99, 7);
+  EXPECT_DOUBLE_EQ(Distribution::Of({7}).std, 0);
   EXPECT_DOUBLE_EQ(Distribution::Of({}).mean, 0);
 }
 

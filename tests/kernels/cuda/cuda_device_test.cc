@@ -270,6 +270,38 @@ TEST_F(CudaDeviceTest, WeightsThatTheKernelsCannotReadAreRefused) {
             "513 experts of one layer: the CUDA device takes at most 512");
 }
 
+TEST_F(CudaDeviceTest, ModelsThatTheKernelsCannotComputeAreRefused) {
+  constexpr ModelSizes kLargest = {.dtype = DType::kBFloat16,
+                                   .vocab_size = 1 << 22,
+                                   .hidden_size = 16384,
+                                   .head_dim = 256,
+                                   .intermediate_size = 1 << 20,
+                                   .moe_intermediate_size = 1 << 20,
+                                   .n_routed_experts = 256,
+                                   .num_routes = 32};
+  EXPECT_TRUE(ops().CheckModel(kLargest).ok());
+  const auto expect_refusal = [&](auto field, auto value, const std::string& message) {
+    ModelSizes sizes = kLargest;
+    sizes.*field = value;
+    EXPECT_EQ(ops().CheckModel(sizes), absl::InvalidArgumentError(message + " on a CUDA device"));
+  };
+  using S = ModelSizes;
+  expect_refusal(&S::dtype, DType::kFloat32, "dtype is float32, expected bfloat16");
+  expect_refusal(&S::head_dim, 72,
+                 "hidden_size / num_attention_heads is 72, expected a multiple of 16");
+  expect_refusal(&S::head_dim, 272,
+                 "hidden_size / num_attention_heads is 272, expected at most 256");
+  expect_refusal(&S::hidden_size, 4, "hidden_size is 4, expected a multiple of 8");
+  expect_refusal(&S::hidden_size, 16392, "hidden_size is 16392, expected at most 16384");
+  expect_refusal(&S::intermediate_size, 44, "intermediate_size is 44, expected a multiple of 8");
+  expect_refusal(&S::moe_intermediate_size, 1407,
+                 "moe_intermediate_size is 1407, expected a multiple of 8");
+  expect_refusal(&S::n_routed_experts, 257, "n_routed_experts is 257, expected at most 256");
+  expect_refusal(&S::num_routes, 33,
+                 "num_experts_per_tok + n_shared_experts is 33, expected at most 32");
+  expect_refusal(&S::vocab_size, (1 << 22) + 1, "vocab_size is 4194305, expected at most 4194304");
+}
+
 using CudaDeviceDeathTest = CudaDeviceTest;
 
 TEST_F(CudaDeviceDeathTest, LoadChecksShapes) {
