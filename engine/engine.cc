@@ -101,6 +101,13 @@ absl::StatusOr<BackendFactory> FindBackends(const EngineConfig& config) {
 absl::StatusOr<std::unique_ptr<RankGroup>> StartRanks(
     const EngineConfig& config, const BackendFactory& backends, const ModelConfig& model,
     int32_t max_model_len, const std::function<void(const LoadStatus&)>& on_progress) {
+  std::mutex mutex;  // the ranks plan at the same time
+  const auto report_plan = [&](int rank, const MemoryPlan& plan) {
+    const std::lock_guard lock(mutex);
+    const std::string whose =
+        config.expert_parallel > 1 ? fmt::format("rank {}: ", rank) : std::string();
+    on_progress({"planning memory", 1, whose + Describe(plan)});
+  };
   const WorkerConfig worker = {
       .model_directory = config.model_directory,
       .has_weights = config.load_format != "dummy",
@@ -110,6 +117,7 @@ absl::StatusOr<std::unique_ptr<RankGroup>> StartRanks(
           [backends](int rank, std::unique_ptr<Communicator> communicator) {
             return backends.Make(rank, std::move(communicator));
           },
+      .on_memory_plan = report_plan,
       .runner = {.model = model,
                  .dtype = ChooseDType(config, model, !backends.is_cpu()),
                  .max_num_batched_tokens = *config.max_num_batched_tokens,

@@ -67,8 +67,10 @@ struct EngineConfig {
 
 /// How far start-up has come. `fraction` in [0, 1] within the phase.
 struct LoadStatus {
-  std::string phase;  // "starting", "loading weights", "ready"
+  std::string phase;  // "starting", "planning memory", "loading weights", "ready"
   double fraction = 0;
+  std::string memory_plan = {};  // for people: what the memory of a device will be for, if this is
+                                 // about that
 };
 
 class Engine;

@@ -136,7 +136,7 @@ absl::Status ServeProcess::LoadModel() {
   ASSIGN_OR_RETURN(model_, loading.get());
   LogInfo("device", {{"device", model_->engine->device()}});
   for (const MemoryPlan& plan : model_->engine->memory_plans()) {
-    LogInfo("memory", {{"plan", Describe(plan)}});
+    LogInfo("memory taken", {{"plan", Describe(plan)}});
   }
   temporary_.reset();
   return absl::OkStatus();
@@ -151,6 +151,7 @@ absl::StatusOr<std::unique_ptr<ServedModel>> ServeProcess::LoadInBackground(Engi
   return ServedModel::Load(engine, options, &metrics_, [&](const LoadStatus& status) {
     readiness_.SetProgress(status.phase, status.fraction);
     line.Update(status.phase, status.fraction);
+    if (!status.memory_plan.empty()) LogInfo("memory needed", {{"plan", status.memory_plan}});
   });
 }
 

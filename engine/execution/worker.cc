@@ -36,7 +36,9 @@ absl::StatusOr<Loaded> Load(const WorkerConfig& config, const ExpertPlacement& p
   const ModelRunnerConfig& runner = config.runner;
   RETURN_IF_ERROR(ModelRunner::CheckModel(runner, *backend.ops));
   const int64_t free_bytes = backend.device->FreeBytes();
-  RETURN_IF_ERROR(ModelRunner::PlanMemory(runner, placement, rank, free_bytes).status());
+  ASSIGN_OR_RETURN(const MemoryPlan expected,
+                   ModelRunner::PlanMemory(runner, placement, rank, free_bytes));
+  if (config.on_memory_plan) config.on_memory_plan(rank, expected);
   ASSIGN_OR_RETURN(ModelWeights weights, LoadWeights(config, placement, backend, progress));
   const int64_t weight_bytes = free_bytes - backend.device->FreeBytes();
   Loaded loaded;

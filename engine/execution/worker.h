@@ -29,6 +29,8 @@ struct WorkerConfig {
   // communicator is null for the group of one.
   std::function<absl::StatusOr<Backend>(int rank, std::unique_ptr<Communicator> communicator)>
       make_backend;
+  // Is told what a rank's memory will be for, before its weights are loaded; called as above.
+  std::function<void(int rank, const MemoryPlan& plan)> on_memory_plan = nullptr;
   ModelRunnerConfig runner = {};
 };
 

@@ -66,11 +66,10 @@ __device__ __forceinline__ void AddBiases(const LogitBias* biases, int num_biase
   }
 }
 
-/// Products are rounded, never part of a fused multiply-add: the CPU gets the same bits.
 __device__ __forceinline__ float Penalized(const SamplingRow& row, float logit, int generated) {
   if (logit == -INFINITY) return logit;
-  logit = logit > 0 ? logit / row.repetition_penalty : __fmul_rn(logit, row.repetition_penalty);
-  logit -= __fmul_rn(row.frequency_penalty, static_cast<float>(generated));
+  logit = logit > 0 ? logit / row.repetition_penalty : logit * row.repetition_penalty;
+  logit -= row.frequency_penalty * static_cast<float>(generated);
   if (generated > 0) logit -= row.presence_penalty;
   return Finite(logit);
 }

@@ -46,8 +46,7 @@ __device__ __forceinline__ BFloat16* CacheRow(const AttentionArgs& args, int slo
   return args.kv + (row + slot % args.block_size) * args.head_dim;
 }
 
-/// Eight pairs (i, i + head_dim / 2) of one query or key. Products are rounded, never part of a
-/// fused multiply-add: which of two products a compiler fuses is its own choice.
+/// Eight pairs (i, i + head_dim / 2) of one query or key.
 __device__ __forceinline__ void Rotate(const RopeArgs& args, int64_t token, int slot, int item) {
   const AttentionArgs& attention = args.attention;
   const int half = attention.head_dim / 2;
@@ -65,8 +64,8 @@ __device__ __forceinline__ void Rotate(const RopeArgs& args, int64_t token, int 
     for (int j = 0; j < 2; ++j) {
       float& a = low.values[2 * i + j];
       float& b = high.values[2 * i + j];
-      const float rotated = __fmul_rn(a, cosines[j]) - __fmul_rn(b, sines[j]);
-      b = __fmul_rn(b, cosines[j]) + __fmul_rn(a, sines[j]);
+      const float rotated = a * cosines[j] - b * sines[j];
+      b = b * cosines[j] + a * sines[j];
       a = rotated;
     }
   }

@@ -170,11 +170,9 @@ struct TokenFilter {
   float typical_octaves = 0;
   uint64_t last_typical = kKeepAll;  // exact rank of the last token kept, by rising distance
 
-  /// By how many factors of two the token is less likely than the most likely one. Rounded in any
-  /// case, never part of a fused multiply-add: a token must have the same rank wherever it is asked
-  /// for.
+  /// By how many factors of two the token is less likely than the most likely one.
   __device__ __forceinline__ float Octaves(float logit) const {
-    return __fmul_rn(highest - logit, octaves_per_unit);
+    return (highest - logit) * octaves_per_unit;
   }
   __device__ __forceinline__ float Distance(float octaves) const {
     return fabsf(octaves - typical_octaves);

@@ -9,7 +9,6 @@
 
 #include <charconv>
 #include <cstdio>
-#include <fstream>
 #include <string>
 #include <string_view>
 
@@ -69,7 +68,7 @@ absl::Status Run(std::span<char*> words) {
         fmt::format("there is no command \"{}\", expected ceilings, kernels, model or tiles",
                     arguments.command));
   }
-  Report report(arguments.command, arguments.scale);
+  Report report(arguments.command, arguments.scale, arguments.json);
   {
     ASSIGN_OR_RETURN(const auto gpu, Gpu::Create(arguments.device, scale.timing));
     report.SetMachine(gpu->machine());
@@ -79,12 +78,7 @@ absl::Status Run(std::span<char*> words) {
     ASSIGN_OR_RETURN(const auto gpu, Gpu::Create(arguments.device, scale.timing));
     command->second(scale, *gpu, report);
   }
-  if (arguments.json.empty()) return absl::OkStatus();
-  std::ofstream file(arguments.json);
-  file << report.ToJson();
-  file.close();
-  if (file) return absl::OkStatus();
-  return absl::InternalError(fmt::format("{}: cannot be written", arguments.json));
+  return report.Save();
 }
 
 }  // namespace

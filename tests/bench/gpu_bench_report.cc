@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <filesystem>
+#include <fstream>
 #include <nlohmann/json.hpp>
 
 namespace shoal::bench {
@@ -70,6 +72,7 @@ void Report::Add(Row row) {
              row.note.empty() ? Reached(row) : row.note);
   std::fflush(stdout);
   entries_.push_back({.row = std::move(row), .kernels = {}});
+  Save().IgnoreError();
 }
 
 void Report::AddKernels(std::vector<KernelShare> kernels) {
@@ -84,6 +87,18 @@ void Report::AddKernels(std::vector<KernelShare> kernels) {
   }
   std::fflush(stdout);
   if (!entries_.empty()) entries_.back().kernels = std::move(kernels);
+}
+
+absl::Status Report::Save() const {
+  if (path_.empty()) return absl::OkStatus();
+  const std::string unfinished = path_ + ".unfinished";
+  std::ofstream file(unfinished);
+  file << ToJson();
+  file.close();
+  std::error_code error;
+  if (file) std::filesystem::rename(unfinished, path_, error);
+  if (file && !error) return absl::OkStatus();
+  return absl::InternalError(fmt::format("{}: cannot be written", path_));
 }
 
 std::string Report::ToJson() const {

@@ -7,6 +7,8 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/status.h"
+
 namespace shoal::bench {
 
 /// What the machine can do at best, measured in the same run.
@@ -63,8 +65,9 @@ struct Machine {
 /// Prints each row when it comes and keeps it.
 class Report {
  public:
-  Report(std::string command, std::string scale)
-      : command_(std::move(command)), scale_(std::move(scale)) {}
+  /// `path`: where all rows so far are after every one, as JSON; empty: nowhere.
+  Report(std::string command, std::string scale, std::string path)
+      : command_(std::move(command)), scale_(std::move(scale)), path_(std::move(path)) {}
 
   void SetMachine(Machine machine) { machine_ = std::move(machine); }
   void SetCeilings(const Ceilings& ceilings) { ceilings_ = ceilings; }
@@ -74,8 +77,8 @@ class Report {
   /// The time of the last row, kernel by kernel, by falling time.
   void AddKernels(std::vector<KernelShare> kernels);
 
-  /// See tests/gpu/README.md for the fields.
-  std::string ToJson() const;
+  /// Writes the rows so far, whole or not at all. INTERNAL names the path.
+  absl::Status Save() const;
 
  private:
   struct Entry {
@@ -87,9 +90,12 @@ class Report {
   std::optional<double> Fraction(const Row& row) const;
   /// "ambitious", "first" or "no"; empty: the row has no target.
   std::string Reached(const Row& row) const;
+  /// See tests/gpu/README.md for the fields.
+  std::string ToJson() const;
 
   const std::string command_;
   const std::string scale_;
+  const std::string path_;
   Machine machine_;
   Ceilings ceilings_;
   std::vector<Entry> entries_;

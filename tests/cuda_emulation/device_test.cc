@@ -21,6 +21,7 @@ struct Pointers {
 };
 
 void AddOther(Pointers values) { *values.first += *values.second; }
+void CopyNext(Pointers values) { values.first[1] = values.second[1]; }
 
 TEST_F(RuntimeTest, WrongLaunchesAreRefused) {
   const auto launch = [this](dim3 blocks, dim3 threads, size_t shared_bytes) {
@@ -220,6 +221,17 @@ TEST_F(RuntimeDeathTest, WrongAddressesAreReported) {
     }
   };
   EXPECT_DEATH(read(), "host code.*byte 0 of a device allocation of 4 bytes");
+}
+
+TEST_F(RuntimeDeathTest, WhatIsCopiedFromBesideToBesideIsReported) {
+  int* other = nullptr;
+  EXPECT_OK(cudaMalloc(&other, sizeof(int)));
+  const auto copy = [this, other] {
+    Launch(CopyNext, {.blocks = 1, .threads = 1}, stream_, Pointers{value_, other});
+    cudaDeviceSynchronize();
+  };
+  EXPECT_DEATH(copy(), "something was written 0 bytes past the end of an allocation of 4 bytes");
+  EXPECT_OK(cudaFree(other));
 }
 
 TEST_F(RuntimeDeathTest, FreeingWhatIsUsedIsReported) {

@@ -15,7 +15,7 @@ constexpr size_t kPageBytes = 4096;
 constexpr size_t kFrontBytes = 256;  // watched before an allocation
 constexpr size_t kMaxFreed = 4096;   // allocations whose place is kept
 constexpr std::byte kPoison{0xff};
-constexpr std::byte kCanary{0xfe};
+constexpr unsigned int kCanaries = 30;
 
 // From this size on memory is not touched before it is used: it begins as copies of one file.
 constexpr size_t kLazyBytes = 1 << 20;
@@ -55,6 +55,10 @@ bool ReplacePages(std::byte* begin, size_t size, std::byte value) {
   }
   return true;
 }
+
+/// Another value for each of a row of allocations, so that what is copied from beside one to beside
+/// another shows.
+std::byte CanaryOf(unsigned int number) { return std::byte(0xfe - number % kCanaries); }
 
 /// All of an allocation but its guard pages.
 bool Protect(const Allocation& allocation, bool accessible) {
@@ -103,8 +107,9 @@ void* Memory::Allocate(MemoryKind kind, int device, size_t size) {
   }
   allocation.begin = end - rounded;
   FillMemory(allocation.begin, kPoison, size);
-  std::memset(allocation.begin - kFrontBytes, static_cast<int>(kCanary), kFrontBytes);
-  std::memset(allocation.end(), static_cast<int>(kCanary),
+  allocation.canary = CanaryOf(num_allocations_.fetch_add(1, std::memory_order_relaxed));
+  std::memset(allocation.begin - kFrontBytes, static_cast<int>(allocation.canary), kFrontBytes);
+  std::memset(allocation.end(), static_cast<int>(allocation.canary),
               static_cast<size_t>(end - allocation.end()));
   const std::lock_guard lock(mutex_);
   live_[allocation.mapping] = allocation;
@@ -178,7 +183,7 @@ void Memory::SetAccessible(int device, bool accessible) {
 
 void Memory::CheckMargins(const Allocation& allocation) const {
   if (!IsAccessible(allocation)) Protect(allocation, true);
-  const auto is_canary = [](std::byte byte) { return byte == kCanary; };
+  const auto is_canary = [&allocation](std::byte byte) { return byte == allocation.canary; };
   const std::byte* const end = allocation.mapping + allocation.mapping_bytes - kPageBytes;
   if (!std::all_of(allocation.begin - kFrontBytes, allocation.begin, is_canary)) {
     Violation("something was written before the start of an allocation of %zu bytes at %p",

@@ -23,6 +23,7 @@ struct Allocation {
   size_t size = 0;
   std::byte* mapping = nullptr;  // with the guard pages
   size_t mapping_bytes = 0;
+  std::byte canary = {};  // fills what is watched around it
 
   std::byte* end() const { return begin + size; }
 };
@@ -76,6 +77,7 @@ class Memory {
   std::map<int, size_t> used_;  // by device
   std::set<int> inaccessible_;  // devices
   std::atomic<uint64_t> generation_ = 1;
+  std::atomic<unsigned int> num_allocations_ = 0;
 };
 
 /// Violation, with `what` it is, unless the range lies in memory of a device.

@@ -105,10 +105,13 @@ mutations(
      "if (out_row < 0 || first_output >= args.num_outputs) return;",
      "if (out_row < 0) return;",
      FFN),
+)
+mutations(
+    "gemm_kernel.cuh", "*/GemmTest.LinearIsTheSame*/I",
     ("bias beyond the last output is read",
      "if (i < count) sums[i] += static_cast<float>(args.bias",
-     "sums[i] += static_cast<float>(args.bias",
-     "*/GemmTest.LinearIsTheSame*/I"),
+     "sums[i] += static_cast<float>(args.bias"),
+    checked=True,
 )
 mutations(
     "plan.cu", PLAN,
@@ -239,14 +242,6 @@ mutations(
      "__syncthreads();  // shared memory is free again\n",
      "\n",
      MANY_ITEMS),
-    ("a split counts as done before it is",
-     "__threadfence();\n"
-     "  __syncthreads();\n"
-     "  if (threadIdx.x == 0) {\n"
-     "    const int tile",
-     "__threadfence();\n"
-     "  if (threadIdx.x == 0) {\n"
-     "    const int tile"),
     ("is_last is read before it is there",
      "__syncthreads();\n"
      "  __threadfence();\n"
@@ -263,6 +258,18 @@ mutations(
     ("one split more than there are",
      "(context_len + kSplitKeys - 1) / kSplitKeys",
      "context_len / kSplitKeys + 1"),
+)
+mutations(
+    "attention_split.cuh", ATTENTION,
+    ("a split counts as done before it is",
+     "__threadfence();\n"
+     "  __syncthreads();\n"
+     "  if (threadIdx.x == 0) {\n"
+     "    const int tile",
+     "__threadfence();\n"
+     "  if (threadIdx.x == 0) {\n"
+     "    const int tile"),
+    checked=True,
 )
 mutations(
     "norm.cu", NORM,

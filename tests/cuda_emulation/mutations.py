@@ -31,7 +31,7 @@ from mutation_table import KERNELS, MUTATIONS, ROOT, Mutation
 
 TARGET = "kernels_cuda_test"
 # A mutation may make a kernel wait for ever, or hand out endless work. Tests of one seed take less than two seconds.
-TIMEOUT_SECONDS = 30
+TIMEOUT_SECONDS = 60
 
 # What a kernel is compiled with so that each of its loads and stores is checked.
 CHECKED = ["-fsanitize-coverage=func,trace-loads,trace-stores"]
@@ -115,7 +115,7 @@ def run_tests(program, tests, seed):
         return None
     violation = re.search(r"CUDA emulation: (.*?)(?:; kernel .*)?$", result.stderr, re.MULTILINE)
     if violation:
-        return re.sub(r"0x[0-9a-f]+|\d+", "N", violation.group(1))[:60]
+        return re.sub(r"0x[0-9a-f]+|\d+", "N", violation.group(1))[:80]
     failed = re.search(r"\[  FAILED  \] (?:\w+/)?(\w+\.\w+)", result.stdout)
     return failed.group(1) if failed else f"exit code {result.returncode}"
 

@@ -71,7 +71,7 @@ def cached(build, name):
 
 def ptx_of(build, source):
     command = [cached(build, "NVCC"), f"-ccbin={cached(build, 'CMAKE_CXX_COMPILER')}", "-std=c++20",
-               "--expt-relaxed-constexpr", "-O3", f"-I{ROOT}", "-arch=compute_90a", "-ptx", str(source), "-o", "-"]
+               "--expt-relaxed-constexpr", "-O3", "-fmad=false", f"-I{ROOT}", "-arch=compute_90a", "-ptx", str(source), "-o", "-"]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 

@@ -325,7 +325,8 @@ TEST(Engine, ReportsItsProgress) {
     if (phases.empty() || phases.back() != status.phase) phases.push_back(status.phase);
   });
   ASSERT_TRUE(engine.ok());
-  EXPECT_THAT(phases, testing::ElementsAre("starting", "loading weights", "ready"));
+  EXPECT_THAT(phases,
+              testing::ElementsAre("starting", "planning memory", "loading weights", "ready"));
   EXPECT_EQ((*engine)->max_model_len(), 4096);
   EXPECT_EQ((*engine)->model_config(), SmallModel());
 }

@@ -18,7 +18,8 @@ def bench(shoal, tiny_model, tmp_path, *flags, output_len=6):
 
 def test_reports_the_fields_of_vllm_bench(shoal, tiny_model, tmp_path):
     result, figures = bench(shoal, tiny_model, tmp_path, "--num-prompts", 5)
-    assert figures["completed"] == 5 and figures["failed"] == 0
+    assert figures["model_id"] == str(tiny_model) and figures["request_rate"] == "inf"
+    assert figures["num_prompts"] == figures["completed"] == 5 and figures["failed"] == 0
     assert figures["total_input_tokens"] == 5 * 24
     assert figures["total_output_tokens"] == 5 * 6
     for name in FIELDS:
@@ -26,6 +27,7 @@ def test_reports_the_fields_of_vllm_bench(shoal, tiny_model, tmp_path):
     for value in ("ttft", "tpot", "itl", "e2el"):
         mean, median, p99 = (figures[f"{kind}_{value}_ms"] for kind in ("mean", "median", "p99"))
         assert 0 < median <= p99 and mean > 0, value
+        assert 0 <= figures[f"std_{value}_ms"] < p99, value
     assert figures["mean_ttft_ms"] <= figures["mean_e2el_ms"]
     assert figures["output_throughput"] == pytest.approx(30 / figures["duration"])
     assert figures["memory_bytes_per_second"] > 0
@@ -43,7 +45,11 @@ def test_without_decoding_there_is_no_fraction(shoal, tiny_model, tmp_path):
     assert figures["decode_steps"] == 0 and figures["fraction_of_roofline"] is None
 
 
-def test_names_what_does_not_fit(shoal, tiny_model):
-    result = shoal("bench", "--model", tiny_model, "--max-model-len", 64, "--input-len", 100)
-    assert result.returncode == 1
-    assert "100 tokens" in result.stderr and "64" in result.stderr
+@pytest.mark.parametrize("flags, named", [
+    (("--input-len", 150), ("--input-len 150", "160")), (("--input-len", 9, "--output-json", "/nowhere/x.json"), ("/nowhere/x.json",)),
+    (("--num-prompts", 0), ("--num-prompts",)), (("--model", "/nowhere"), ("/nowhere",))])
+def test_says_what_is_wrong_before_it_loads(shoal, tiny_model, flags, named):
+    model = () if "--model" in flags else ("--model", tiny_model)
+    result = shoal("bench", *model, "--max-model-len", 160, "--output-len", 16, *flags)
+    assert result.returncode > 0 and "loading" not in result.stderr
+    assert all(name in result.stderr.splitlines()[-1] for name in named), result.stderr

@@ -114,7 +114,8 @@ def test_generate_gives_the_servers_text(shoal, tiny_model, emulated, on_cuda, d
 def test_the_server_says_that_it_has_the_device(on_cuda):
     lines = {line["message"]: line for line in messages_of(on_cuda)}
     assert lines["device"]["device"] == "cuda:0"
-    assert "KV cache" in lines["memory"]["plan"]
+    assert "KV cache" in lines["memory needed"]["plan"]
+    assert "KV cache" in lines["memory taken"]["plan"]
 
 
 def test_prompts_are_as_likely_as_on_the_cpu(on_cpu, on_cuda):
