@@ -81,6 +81,14 @@ TEST_F(DeviceFailureTest, LaunchThatIsRefusedFailsTheWaitAndIsNamed) {
   EXPECT_THAT(Message(failure), HasSubstr("in MapIds"));
 }
 
+TEST_F(DeviceFailureTest, DeviceThatRunsNoKernelIsNoBackend) {
+  cuda_emulation::RefuseNextLaunch(0, cudaErrorInvalidDeviceFunction);
+  const absl::Status status = MakeCudaBackend({}).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInternal);
+  EXPECT_THAT(Message(status), HasSubstr("cudaErrorInvalidDeviceFunction"));
+  EXPECT_TRUE(MakeCudaBackend({}).ok());
+}
+
 TEST_F(DeviceFailureTest, RecordingThatFailsIsAnError) {
   Backend backend = MakeBackend();
   Work work(backend);

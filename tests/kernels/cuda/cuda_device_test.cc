@@ -458,6 +458,12 @@ TEST(CudaBackend, TheShareOfMemoryIsKept) {
   EXPECT_NEAR(static_cast<double>(whole->device->FreeBytes()),
               2 * static_cast<double>(half.device->FreeBytes()), 4);
   EXPECT_EQ(half.communicator->size(), 1);
+  size_t free_bytes = 0, total_bytes = 0;
+  ASSERT_EQ(cudaMemGetInfo(&free_bytes, &total_bytes), cudaSuccess);
+  const Backend all = MakeCudaBackend({.memory_utilization = 1}).value();
+  EXPECT_LE(static_cast<double>(all.device->FreeBytes()),
+            static_cast<double>(free_bytes) - 0.02 * static_cast<double>(total_bytes))
+      << "kernels and graphs need some";
 }
 
 }  // namespace
