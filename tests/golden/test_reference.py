@@ -14,8 +14,8 @@ TOKENS = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8]
 
 def small_config(**changes):
     small = {"vocab_size": 16, "hidden_size": 16, "intermediate_size": 24,
-             "moe_intermediate_size": 8, "num_hidden_layers": 2, "n_routed_experts": 6,
-             "num_experts_per_tok": 2}
+             "moe_intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 4,
+             "num_key_value_heads": 4, "n_routed_experts": 6, "num_experts_per_tok": 2}
     return Variant("", small | changes).config(14, 15)
 
 

@@ -74,7 +74,7 @@ VARIANTS = [
                              "max_position_embeddings": 64}),
     Variant(
         "odd-sizes",  # no dimension divides a vector register, for the CPU; experts and top-k are odd
-        {"hidden_size": 84, "intermediate_size": 88, "moe_intermediate_size": 40,
+        {"hidden_size": 72, "num_attention_heads": 4, "num_key_value_heads": 4, "intermediate_size": 88, "moe_intermediate_size": 40,
          "n_routed_experts": 5, "num_experts_per_tok": 3, "n_shared_experts": 1},
     ),
     Variant("all-experts", {"n_routed_experts": 4, "num_experts_per_tok": 4}),
